@@ -1,0 +1,130 @@
+//! The command line: everything that the chart's values can set.
+
+use std::net::SocketAddr;
+
+use berth_crds::premlabs::aideployment::{OnNoFit, PlacementPolicy};
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Writes node labels, places models, serves the kinds.
+#[derive(Debug, Parser)]
+#[command(name = "berth-controller", version)]
+pub struct Args {
+    /// What to do; `run` when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Settings, shared by all commands.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What one invocation does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Serve until told to stop.
+    Run,
+    /// Stop the running controller, then take every gate of ours from pods and templates: the chart's pre-delete hook.
+    Release,
+}
+
+/// How this installation behaves.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    /// Namespace of the installation.
+    #[arg(long, env = "BERTH_NAMESPACE", default_value = "berth-system", global = true)]
+    pub namespace: String,
+    /// Name of this pod: identity in the leader Lease, and the pod that gets the leader label.
+    #[arg(long, env = "BERTH_POD_NAME", default_value = "", global = true)]
+    pub pod_name: String,
+    /// Name of the controller's Deployment, for `release`.
+    #[arg(long, default_value = "berth-controller", global = true)]
+    pub deployment: String,
+    /// Where agents connect (TLS).
+    #[arg(long, default_value = "0.0.0.0:8443")]
+    pub agents_address: SocketAddr,
+    /// Health, metrics and explanations (plain HTTP).
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub http_address: SocketAddr,
+    /// Name of the Service that agents connect to; the certificate is for `<service>.<namespace>.svc`.
+    #[arg(long, default_value = "berth-controller")]
+    pub service: String,
+    /// ServiceAccount that agents must present a token of.
+    #[arg(long, default_value = "berth-agent")]
+    pub agent_service_account: String,
+    /// Secret that holds CA and leaf certificate of the agent link.
+    #[arg(long, default_value = "berth-trust")]
+    pub trust_secret: String,
+    /// ConfigMap that publishes the CA to the agents.
+    #[arg(long, default_value = "berth-ca")]
+    pub ca_config_map: String,
+    /// Milliseconds between two samples of a GPU.
+    #[arg(long, default_value_t = 1000)]
+    pub sample_interval_ms: u64,
+    /// Whether node labels are written or only reported.
+    #[arg(long, value_enum, default_value_t = NodesMode::Apply)]
+    pub nodes_mode: NodesMode,
+    /// GFD's keys and `nvidia.com/gpu.present`.
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto)]
+    pub nvidia_labels: KeyFamily,
+    /// NFD's `feature.node.kubernetes.io/pci-*` keys.
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto)]
+    pub nfd_labels: KeyFamily,
+    /// Who places AIDeployments that ask for a GPU and do not say.
+    #[arg(long, value_parser = policy, default_value = "Managed")]
+    pub placement_default: PlacementPolicy,
+    /// What happens to a pod that fits nowhere and does not say.
+    #[arg(long, value_parser = on_no_fit, default_value = "Wait")]
+    pub on_no_fit_default: OnNoFit,
+    /// Label keys in protected domains that AutoNodeLabelers may write all the same. Repeatable.
+    #[arg(long = "labeler-allow-key")]
+    pub labeler_allow_keys: Vec<String>,
+    /// Namespaces whose AutoNodeLabelers count; none given: all. Repeatable.
+    #[arg(long = "labeler-namespace")]
+    pub labeler_namespaces: Vec<String>,
+}
+
+/// Whether node labels are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodesMode {
+    /// Write them.
+    Apply,
+    /// Write nothing, report what would be written.
+    Observe,
+}
+
+/// Whether a family of label keys is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyFamily {
+    /// Keys that another manager owns are left to it and reported once.
+    Auto,
+    /// All of them, taking keys over.
+    Always,
+    /// None of them.
+    Never,
+}
+
+fn policy(s: &str) -> Result<PlacementPolicy, String> {
+    match s {
+        "Managed" => Ok(PlacementPolicy::Managed),
+        "Scheduler" => Ok(PlacementPolicy::Scheduler),
+        other => Err(format!("{other:?} is neither Managed nor Scheduler")),
+    }
+}
+
+fn on_no_fit(s: &str) -> Result<OnNoFit, String> {
+    match s {
+        "Wait" => Ok(OnNoFit::Wait),
+        "Release" => Ok(OnNoFit::Release),
+        other => Err(format!("{other:?} is neither Wait nor Release")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,267 @@
+//! One picture of the cluster in memory: nodes, GPUs, pods. Watches and agent sessions write it, everything that decides reads it.
+//!
+//! ```text
+//! watch Nodes ──┐                       ┌─► nodes/      which node needs its labels looked at
+//! watch Pods  ──┼─► Cluster (RwLock) ───┼─► placement/  a pod waits, or something changed that may let it fit
+//! agent link  ──┘      + queues         └─► kinds/      whose pods changed
+//! ```
+//!
+//! The lock is never held across an await. Writers put what changed into the queues of those who care; a queue is a set, so a burst of
+//! changes to one thing is looked at once.
+
+mod node;
+mod pod;
+mod queue;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use berth_core::facts::{GpuSample, NodeFacts};
+use berth_core::health::NodeHealth;
+use parking_lot::{RwLock, RwLockReadGuard};
+
+pub use node::Node;
+pub use pod::{Container, Pod, PodKey, Scheduling, resources};
+pub use queue::Queue;
+pub use watch::run as watch;
+
+use crate::placement::Outcome;
+
+/// An object of a namespaced kind: namespace and name.
+pub type ObjectKey = (String, String);
+
+/// What one node's agent reported, as far as the current session and those before it tell.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// UID of the node, by the token's claim.
+    pub node_uid: String,
+    /// Whether a session is open now.
+    pub connected: bool,
+    /// When anything was last heard.
+    pub heard: Instant,
+    /// Hardware facts; `None` until the first inventory.
+    pub facts: Option<NodeFacts>,
+    /// When `facts` came.
+    pub facts_at: Option<Instant>,
+    /// Health; `None` until the first report.
+    pub health: Option<NodeHealth>,
+    /// Latest sample a GPU, with the moment it was taken.
+    pub samples: HashMap<String, (GpuSample, Instant)>,
+    /// Version the agent said in Hello.
+    pub version: String,
+}
+
+/// The picture itself. Plain data; changed only through [`Cluster`]'s methods.
+#[derive(Debug, Default)]
+pub struct Picture {
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Pods by UID, all that are not finished.
+    pub pods: HashMap<PodKey, Pod>,
+    /// Agents by node name. Kept while the node exists, connected or not.
+    pub agents: HashMap<String, Agent>,
+    /// What placement last concluded for each waiting or placed pod.
+    pub outcomes: HashMap<PodKey, Outcome>,
+    /// The first list of nodes is complete.
+    pub nodes_synced: bool,
+    /// The first list of pods is complete.
+    pub pods_synced: bool,
+    /// When this process became leader, for the warm-up of live facts.
+    pub leader_since: Option<Instant>,
+}
+
+/// The picture behind its lock, with the queues of those who follow it.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    picture: RwLock<Picture>,
+    /// Nodes whose hardware labels need a look.
+    pub hardware: Queue<String>,
+    /// Set when node labels changed: AutoNodeLabelers need a look.
+    pub rules: Queue<()>,
+    /// Set when a waiting pod may be placeable now.
+    pub placement: Queue<()>,
+    /// AIDeployments whose pods changed, were placed or could not be.
+    pub aideployments: Queue<ObjectKey>,
+    /// UIDs of pods that are gone: their agent sessions end.
+    pub gone_pods: Queue<PodKey>,
+}
+
+impl Cluster {
+    /// An empty picture.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads the picture. Do not hold across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, Picture> {
+        self.picture.read()
+    }
+
+    /// A node was added or changed.
+    pub fn apply_node(&self, node: Node) {
+        let name = node.name.clone();
+        let before = self.picture.write().nodes.insert(name.clone(), node.clone());
+        let labels_changed = before
+            .as_ref()
+            .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers);
+        if labels_changed || before.as_ref().is_none_or(|b| b.uid != node.uid) {
+            self.hardware.push(name);
+            self.rules.push(());
+        }
+        if before.is_none_or(|b| !b.same_for_placement(&node)) {
+            self.placement.push(());
+        }
+    }
+
+    /// A node is gone, and with it what its agent said.
+    pub fn delete_node(&self, name: &str) {
+        let mut picture = self.picture.write();
+        picture.nodes.remove(name);
+        picture.agents.remove(name);
+        drop(picture);
+        self.rules.push(());
+        self.placement.push(());
+    }
+
+    /// The complete list of nodes, after a (re)list.
+    pub fn reset_nodes(&self, nodes: Vec<Node>) {
+        let gone: Vec<String> = {
+            let picture = self.picture.read();
+            picture
+                .nodes
+                .keys()
+                .filter(|n| !nodes.iter().any(|m| m.name == **n))
+                .cloned()
+                .collect()
+        };
+        gone.iter().for_each(|n| self.delete_node(n));
+        nodes.into_iter().for_each(|n| self.apply_node(n));
+        self.picture.write().nodes_synced = true;
+        self.rules.push(());
+        self.placement.push(());
+    }
+
+    /// A pod was added or changed; a finished pod no longer holds anything.
+    pub fn apply_pod(&self, pod: Pod) {
+        if pod.finished {
+            self.delete_pod(&pod.uid);
+            return;
+        }
+        let (uid, owner) = (pod.uid.clone(), pod.aideployment());
+        let before = self.picture.write().pods.insert(uid, pod.clone());
+        if before.as_ref().is_none_or(|b| !b.same_for_placement(&pod)) {
+            self.placement.push(());
+        }
+        if let Some(owner) = owner {
+            self.aideployments.push(owner);
+        }
+    }
+
+    /// A pod is gone or finished: what it held is free.
+    pub fn delete_pod(&self, uid: &PodKey) {
+        let mut picture = self.picture.write();
+        picture.outcomes.remove(uid);
+        let Some(pod) = picture.pods.remove(uid) else { return };
+        drop(picture);
+        self.gone_pods.push(uid.clone());
+        self.placement.push(());
+        if let Some(owner) = pod.aideployment() {
+            self.aideployments.push(owner);
+        }
+    }
+
+    /// The complete list of pods, after a (re)list.
+    pub fn reset_pods(&self, pods: Vec<Pod>) {
+        let known: std::collections::HashSet<&PodKey> = pods.iter().map(|p| &p.uid).collect();
+        let gone: Vec<PodKey> = self
+            .picture
+            .read()
+            .pods
+            .keys()
+            .filter(|k| !known.contains(k))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|k| self.delete_pod(k));
+        pods.into_iter().for_each(|p| self.apply_pod(p));
+        self.picture.write().pods_synced = true;
+        self.placement.push(());
+    }
+
+    /// What a node's agent said changed. `change` gets the agent's entry, made anew where there is none or the node is another one.
+    pub fn update_agent(
+        &self,
+        node: &str,
+        node_uid: &str,
+        now: Instant,
+        change: impl FnOnce(&mut Agent) -> AgentChange,
+    ) {
+        let mut picture = self.picture.write();
+        let agent = picture
+            .agents
+            .entry(node.to_owned())
+            .or_insert_with(|| Agent::new(node_uid, now));
+        if agent.node_uid != node_uid {
+            *agent = Agent::new(node_uid, now);
+        }
+        agent.heard = now;
+        let what = change(agent);
+        drop(picture);
+        match what {
+            AgentChange::Nothing => {}
+            AgentChange::Hardware => {
+                self.hardware.push(node.to_owned());
+                self.placement.push(());
+            }
+            AgentChange::Live => self.placement.push(()),
+        }
+    }
+
+    /// Placement's conclusion on a pod.
+    pub fn set_outcome(&self, pod: &PodKey, outcome: Outcome) {
+        let mut picture = self.picture.write();
+        let Some(owner) = picture.pods.get(pod).map(Pod::aideployment) else {
+            return;
+        };
+        let changed = picture
+            .outcomes
+            .insert(pod.clone(), outcome.clone())
+            .is_none_or(|before| before != outcome);
+        drop(picture);
+        if let (true, Some(owner)) = (changed, owner) {
+            self.aideployments.push(owner);
+        }
+    }
+
+    /// This process leads from now on.
+    pub fn set_leader(&self, now: Instant) {
+        self.picture.write().leader_since = Some(now);
+        self.placement.push(());
+    }
+}
+
+/// What of an agent's entry changed, and so who has to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentChange {
+    /// Nothing that anybody decides on.
+    Nothing,
+    /// Facts: labels and placement.
+    Hardware,
+    /// Health, samples or the connection: placement.
+    Live,
+}
+
+impl Agent {
+    fn new(node_uid: &str, now: Instant) -> Self {
+        Self {
+            node_uid: node_uid.to_owned(),
+            connected: false,
+            heard: now,
+            facts: None,
+            facts_at: None,
+            health: None,
+            samples: HashMap::new(),
+            version: String::new(),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The parts of a Node that Berth decides on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_core::placement::Resources;
+use berth_core::placement::node::Taint;
+use k8s_openapi::api::core::v1 as core;
+
+use super::pod::resources;
+
+/// A Node, slim.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Label key → field managers that own it.
+    pub label_managers: BTreeMap<String, BTreeSet<String>>,
+    /// Annotations with our domain.
+    pub annotations: BTreeMap<String, String>,
+    /// Taints.
+    pub taints: Vec<Taint>,
+    /// `spec.unschedulable`.
+    pub unschedulable: bool,
+    /// `status.allocatable`.
+    pub allocatable: Resources,
+}
+
+impl Node {
+    /// Slims an API object down.
+    pub fn from_api(node: &core::Node) -> Self {
+        let meta = &node.metadata;
+        let spec = node.spec.clone().unwrap_or_default();
+        Self {
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            label_managers: label_managers(node),
+            annotations: meta
+                .annotations
+                .iter()
+                .flatten()
+                .filter(|(k, _)| k.starts_with(berth_crds::names::DOMAIN))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+            taints: spec
+                .taints
+                .unwrap_or_default()
+                .into_iter()
+                .map(|t| Taint {
+                    key: t.key,
+                    value: t.value.unwrap_or_default(),
+                    effect: t.effect,
+                })
+                .collect(),
+            unschedulable: spec.unschedulable.unwrap_or(false),
+            allocatable: node
+                .status
+                .as_ref()
+                .and_then(|s| s.allocatable.as_ref())
+                .map(resources)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Whether no decision of placement can differ between the two.
+    pub fn same_for_placement(&self, other: &Self) -> bool {
+        self.uid == other.uid
+            && self.labels == other.labels
+            && self.taints == other.taints
+            && self.unschedulable == other.unschedulable
+            && self.allocatable == other.allocatable
+    }
+}
+
+/// Which managers own which label keys, from `metadata.managedFields` (keys look like `f:metadata` / `f:labels` / `f:<key>`).
+fn label_managers(node: &core::Node) -> BTreeMap<String, BTreeSet<String>> {
+    let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in node.metadata.managed_fields.iter().flatten() {
+        let (Some(manager), Some(fields)) = (&entry.manager, &entry.fields_v1) else {
+            continue;
+        };
+        let Some(labels) = fields.0.pointer("/f:metadata/f:labels").and_then(|l| l.as_object()) else {
+            continue;
+        };
+        for key in labels.keys().filter_map(|k| k.strip_prefix("f:")) {
+            owners.entry(key.to_owned()).or_default().insert(manager.clone());
+        }
+    }
+    owners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn managers_of_labels_are_read_from_managed_fields() {
+        let node: core::Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n", "uid": "u", "labels": {"a/b": "1", "c": "2"}, "managedFields": [
+                {"manager": "berth/nodes-hardware", "operation": "Apply", "fieldsV1": {"f:metadata": {"f:labels": {"f:a/b": {}}}}},
+                {"manager": "nfd", "operation": "Update", "fieldsV1": {"f:metadata": {"f:labels": {"f:a/b": {}, "f:c": {}, ".": {}}}}},
+            ]}
+        }))
+        .unwrap();
+        let slim = Node::from_api(&node);
+        assert_eq!(slim.label_managers["a/b"].len(), 2);
+        assert_eq!(slim.label_managers["c"].iter().collect::<Vec<_>>(), ["nfd"]);
+    }
+}

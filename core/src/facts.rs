@@ -1,0 +1,259 @@
+//! What one node's hardware is: the input of labels and placement.
+//!
+//! An `Option` that is `None` means "not read", never zero. Sizes are bytes.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// PCI vendor id of NVIDIA.
+pub const VENDOR_NVIDIA: u16 = 0x10de;
+/// PCI vendor id of AMD.
+pub const VENDOR_AMD: u16 = 0x1002;
+/// PCI vendor id of Intel.
+pub const VENDOR_INTEL: u16 = 0x8086;
+
+/// Everything about a node's hardware that changes rarely.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// DMI product name, unsanitised. Source: `/sys/class/dmi/id/product_name`.
+    pub machine: Option<String>,
+    /// Display, accelerator and co-processor functions. Source: `/sys/bus/pci/devices`.
+    pub pci: Vec<PciFunction>,
+    /// What stands between us and NVML.
+    pub nvml: NvmlStatus,
+    /// Last known NVIDIA driver; kept while NVML is away.
+    pub driver: Option<NvidiaDriver>,
+    /// Last known GPUs in NVML order; kept while NVML is away.
+    pub gpus: Vec<Gpu>,
+    /// Age of `driver` and `gpus`; `None`: NVML was never read on this node.
+    pub gpus_age: Option<Duration>,
+    /// `/sys/module/nvidia/version`; `None`: the kernel module is not loaded.
+    pub kernel_driver_version: Option<String>,
+}
+
+impl NodeFacts {
+    /// NVIDIA functions that a display driver would bind (class 03), as opposed to audio, USB or bridge functions of the same card.
+    pub fn nvidia_display_functions(&self) -> impl Iterator<Item = &PciFunction> {
+        self.pci.iter().filter(|f| f.vendor == VENDOR_NVIDIA && f.is_display())
+    }
+}
+
+/// One PCI function, from sysfs alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciFunction {
+    /// Lower-case `dddd:bb:dd.f`.
+    pub address: String,
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// 24-bit class code, e.g. `0x030200`.
+    pub class: u32,
+    /// Subsystem vendor id.
+    pub subsystem_vendor: Option<u16>,
+    /// Subsystem device id.
+    pub subsystem_device: Option<u16>,
+    /// Name of the bound kernel driver.
+    pub driver: Option<String>,
+    /// NUMA node; `None` where the kernel says -1.
+    pub numa_node: Option<i32>,
+    /// `sriov_totalvfs`, where the function has it.
+    pub sriov_total_vfs: Option<u32>,
+}
+
+impl PciFunction {
+    /// Base class 03: VGA (0300), 3D controller (0302), other display.
+    pub fn is_display(&self) -> bool {
+        self.class >> 16 == 0x03
+    }
+}
+
+/// NVML's state on a node and one sentence about it (empty when ready).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmlStatus {
+    /// The state.
+    pub state: NvmlState,
+    /// For people; empty when ready.
+    pub message: String,
+}
+
+/// States between "no NVIDIA software here" and "NVML answers". None of them is an error of the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NvmlState {
+    /// Nothing was reported yet.
+    #[default]
+    Unknown,
+    /// NVML answers.
+    Ready,
+    /// `libnvidia-ml.so.1` is nowhere on the search list.
+    NoLibrary,
+    /// The library is there, the kernel driver is not loaded.
+    NoDriver,
+    /// Library and kernel driver are of different versions: an upgrade is under way.
+    VersionMismatch,
+    /// A call passed its deadline and has not come back.
+    Hung,
+    /// Handles were closed on request, for a driver upgrade.
+    Released,
+    /// No probe answers on the agent's socket.
+    ProbeUnavailable,
+    /// Any other error of NVML's initialisation.
+    Error,
+}
+
+impl fmt::Display for NvmlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "Unknown",
+            Self::Ready => "Ready",
+            Self::NoLibrary => "NoLibrary",
+            Self::NoDriver => "NoDriver",
+            Self::VersionMismatch => "VersionMismatch",
+            Self::Hung => "Hung",
+            Self::Released => "Released",
+            Self::ProbeUnavailable => "ProbeUnavailable",
+            Self::Error => "Error",
+        })
+    }
+}
+
+/// The NVIDIA driver as NVML reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvidiaDriver {
+    /// e.g. `550.163.01`. Source: `nvmlSystemGetDriverVersion`.
+    pub version: String,
+    /// 1000 × major + 10 × minor. Source: `nvmlSystemGetCudaDriverVersion_v2`.
+    pub cuda_version: Option<u32>,
+    /// Source: `nvmlSystemGetNVMLVersion`.
+    pub nvml_version: Option<String>,
+}
+
+/// One physical GPU as NVML reports it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// NVML index of this boot.
+    pub index: u32,
+    /// `GPU-…`.
+    pub uuid: String,
+    /// Lower-case `dddd:bb:dd.f`.
+    pub pci_address: Option<String>,
+    /// NVML name, unsanitised. Source: `nvmlDeviceGetName`.
+    pub product: Option<String>,
+    /// Total memory. Source: `nvmlDeviceGetMemoryInfo` (v1).
+    pub memory_bytes: Option<u64>,
+    /// CUDA compute capability (major, minor).
+    pub compute_capability: Option<(u32, u32)>,
+    /// `None`: the part has no MIG.
+    pub mig: Option<Mig>,
+    /// NVLink fabric registration; `None`: the part has none.
+    pub fabric: Option<Fabric>,
+    /// Board serial.
+    pub serial: Option<String>,
+    /// VBIOS version.
+    pub vbios: Option<String>,
+    /// N of `/dev/nvidiaN`.
+    pub minor_number: Option<u32>,
+}
+
+/// MIG mode of a GPU and the instances on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mig {
+    /// Mode now.
+    pub enabled: bool,
+    /// Mode after the next reset.
+    pub pending: bool,
+    /// Compute instances, in NVML order.
+    pub devices: Vec<MigDevice>,
+}
+
+/// One MIG device. Counts are those of `nvmlDeviceAttributes_t`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MigDevice {
+    pub uuid: String,
+    pub gpu_instance_id: u32,
+    pub compute_instance_id: u32,
+    /// `1g.10gb`, with attributes as NVIDIA prints them: `1g.10gb+me`.
+    pub profile: String,
+    pub memory_bytes: u64,
+    pub multiprocessors: u32,
+    pub gpu_instance_slices: u32,
+    pub compute_instance_slices: u32,
+    pub copy_engines: u32,
+    pub decoders: u32,
+    pub encoders: u32,
+    pub jpeg_engines: u32,
+    pub ofa_engines: u32,
+}
+
+/// NVLink fabric registration of a GPU. Source: `nvmlDeviceGetGpuFabricInfo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fabric {
+    /// `NVML_GPU_FABRIC_STATE_*`; 3 = completed.
+    pub state: u32,
+    /// `nvmlReturn_t` of the registration; 0 = success.
+    pub status: u32,
+    /// Hyphenated; all zero = none.
+    pub cluster_uuid: String,
+    /// Clique within the cluster.
+    pub clique_id: u32,
+}
+
+/// One reading of one GPU. Every field may be missing on its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuSample {
+    /// `GPU-…` or `MIG-…`.
+    pub uuid: String,
+    /// Age when it was handed over.
+    pub age: Duration,
+    /// Percent of time a kernel ran.
+    pub gpu_utilization: Option<u32>,
+    /// Percent of time memory was read or written.
+    pub memory_utilization: Option<u32>,
+    /// Bytes in use, by anybody.
+    pub memory_used_bytes: Option<u64>,
+    /// Bytes free.
+    pub memory_free_bytes: Option<u64>,
+    /// Bytes in all.
+    pub memory_total_bytes: Option<u64>,
+    /// Milliwatts.
+    pub power_mw: Option<u32>,
+    /// Degrees Celsius.
+    pub temperature_c: Option<u32>,
+    /// MHz.
+    pub sm_clock_mhz: Option<u32>,
+    /// MHz.
+    pub memory_clock_mhz: Option<u32>,
+    /// NVML's clocks-event-reasons mask.
+    pub clocks_event_reasons: Option<u64>,
+    /// Compute processes on the GPU.
+    pub compute_processes: Option<u32>,
+}
+
+/// A fault as the hardware or the kernel reported it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuEvent {
+    /// What happened.
+    pub kind: GpuEventKind,
+    /// The GPU, where it is known.
+    pub uuid: Option<String>,
+    /// Its PCI address, where that is what is known.
+    pub pci_address: Option<String>,
+    /// Time since it happened.
+    pub age: Duration,
+    /// `nvml` or `kmsg`.
+    pub source: String,
+    /// Text of the source, where it has any.
+    pub detail: String,
+}
+
+/// Kinds of [`GpuEvent`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GpuEventKind {
+    /// An NVIDIA XID with its number.
+    Xid(u64),
+    /// Named: `EccDoubleBit`, `DriverBound`, `DriverUnbound`.
+    Other(String),
+}

@@ -1,0 +1,18 @@
+//! How old a reading may be, for what: the one table of such times.
+
+use std::time::Duration;
+
+/// A sample older than this does not count as live.
+pub const SAMPLE_STALE: Duration = Duration::from_secs(5);
+/// A node whose agent was silent for longer takes no managed pod that asks for live facts.
+pub const NODE_SILENT: Duration = Duration::from_secs(15);
+/// After this silence of its agent a node's `GPUReady` becomes Unknown.
+pub const READY_UNKNOWN: Duration = Duration::from_secs(60);
+/// A new leader waits at most this long for its agents before it places pods that ask for live facts.
+pub const LEADER_WARM_UP: Duration = Duration::from_secs(15);
+/// A pinned pod that the scheduler refuses for this long is recovered.
+pub const PIN_REFUSED: Duration = Duration::from_secs(10);
+/// Deadline of one NVML call; a hang is reported after two of them.
+pub const NVML_CALL: Duration = Duration::from_secs(5);
+
+// Labels never expire: stale is not wiped.

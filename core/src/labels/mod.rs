@@ -1,0 +1,1 @@
+//! Node labels from hardware facts.

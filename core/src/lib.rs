@@ -1,0 +1,15 @@
+//! Decisions of Berth, and nothing else: no Kubernetes client, no async runtime, no clock, no files.
+//!
+//! ```text
+//! facts ──► labels     what a node's hardware says about itself, as node labels
+//!   └─────► placement  which node a waiting pod goes to, and why
+//! events ─► health     which GPU may be handed out
+//! ```
+//!
+//! Whatever time, files or network a decision depends on comes in as an argument.
+
+pub mod facts;
+pub mod freshness;
+pub mod health;
+pub mod labels;
+pub mod placement;

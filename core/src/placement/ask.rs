@@ -1,0 +1,76 @@
+//! What a waiting pod asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Resources;
+
+/// What a pod asks of its node. Everything in it was stated by the pod; nothing is defaulted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ask {
+    /// `namespace/name`, for messages.
+    pub pod: String,
+    /// Effective requests as kube-scheduler computes them: containers summed, init containers' maximum, overhead, and one of `pods`.
+    pub requests: Resources,
+    /// `spec.nodeSelector`.
+    pub node_selector: BTreeMap<String, String>,
+    /// `requiredDuringSchedulingIgnoredDuringExecution` node-selector terms (one must hold). `None`: no such affinity; an empty list
+    /// matches no node, as in Kubernetes.
+    pub affinity: Option<Vec<Term>>,
+    /// `preferredDuringSchedulingIgnoredDuringExecution`: weight 1–100 and term.
+    pub preferred: Vec<(i32, Term)>,
+    /// Tolerations.
+    pub tolerations: Vec<Toleration>,
+    /// Host ports as (protocol, host IP or "0.0.0.0", port).
+    pub host_ports: BTreeSet<(String, String, u16)>,
+    /// Wanted GPU classes in order of preference; empty: any.
+    pub classes: Vec<String>,
+    /// Free VRAM in bytes that each GPU must have now. The one thing asked that only live facts can answer.
+    pub gpu_memory: Option<u64>,
+    /// Least CUDA compute capability (major, minor).
+    pub compute_capability: Option<(u32, u32)>,
+    /// Nodes that lately refused a pod of the same owner after Berth had pinned it there, with kube-scheduler's words.
+    pub refused: BTreeMap<String, String>,
+}
+
+/// A node-selector term: all requirements hold. An empty term matches nothing, as in Kubernetes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Term {
+    /// On labels.
+    pub expressions: Vec<Requirement>,
+    /// On fields; Kubernetes knows `metadata.name`.
+    pub fields: Vec<Requirement>,
+}
+
+/// One requirement of a [`Term`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requirement {
+    /// Label or field.
+    pub key: String,
+    /// Operator.
+    pub operator: Operator,
+    /// Values; one integer for Gt and Lt.
+    pub values: Vec<String>,
+}
+
+/// Operators of Kubernetes node-selector requirements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Operator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+    Gt,
+    Lt,
+}
+
+/// A pod's toleration. `None` key with Exists tolerates everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Toleration {
+    /// Taint key; `None`: all.
+    pub key: Option<String>,
+    /// `None`: the operator is Exists, any value; `Some`: Equal.
+    pub value: Option<String>,
+    /// `None`: all effects.
+    pub effect: Option<String>,
+}

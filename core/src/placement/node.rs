@@ -1,0 +1,71 @@
+//! A node as placement sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Resources;
+use crate::facts::NvmlStatus;
+use crate::health::GpuState;
+
+/// One node at the moment of a decision.
+#[derive(Debug, Clone, Default)]
+pub struct NodeView {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Taints.
+    pub taints: Vec<Taint>,
+    /// `spec.unschedulable`.
+    pub unschedulable: bool,
+    /// `status.allocatable`.
+    pub allocatable: Resources,
+    /// Requests of pods bound here, and of pods promised here that are not bound yet.
+    pub used: Resources,
+    /// Host ports taken by those pods.
+    pub host_ports: BTreeSet<(String, String, u16)>,
+    /// What the node's agent says; `None`: no agent ever reported, the node counts by allocatable alone.
+    pub hardware: Option<Hardware>,
+}
+
+/// A node taint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Taint {
+    pub key: String,
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// What a node's agent reported.
+#[derive(Debug, Clone, Default)]
+pub struct Hardware {
+    /// Time since the agent was last heard.
+    pub silent: Duration,
+    /// State of NVML.
+    pub nvml: NvmlStatus,
+    /// GPUs in NVML order.
+    pub gpus: Vec<GpuView>,
+    /// GPUs that PCI shows and NVML does not.
+    pub missing_gpus: u32,
+}
+
+/// One GPU of a node.
+#[derive(Debug, Clone, Default)]
+pub struct GpuView {
+    /// `GPU-…`.
+    pub uuid: String,
+    /// Class slug.
+    pub class: String,
+    /// State.
+    pub state: GpuState,
+    /// Why it is not healthy; empty when it is.
+    pub reason: String,
+    /// Bytes in all.
+    pub memory_total: Option<u64>,
+    /// Bytes free by NVML, minus what was promised and has not shown up; `None`: no fresh sample.
+    pub memory_free: Option<u64>,
+    /// CUDA compute capability.
+    pub compute_capability: Option<(u32, u32)>,
+}

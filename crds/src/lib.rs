@@ -1,0 +1,11 @@
+//! Types of the kinds that Berth serves, with their names, defaults, conditions and reasons. No client, no runtime.
+//!
+//! - [`names`]: labels, annotations, the gate, field managers, protected domains
+//! - [`conditions`]: condition types, the closed list of reasons, and how a condition list changes
+//! - [`premlabs`]: `premlabs.io/v1alpha1`
+//! - [`schema`]: what is done to a generated CRD before it is written as YAML
+
+pub mod conditions;
+pub mod names;
+pub mod premlabs;
+pub mod schema;

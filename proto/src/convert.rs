@@ -1,0 +1,402 @@
+//! Wire messages to core types and back.
+//!
+//! To core is total where the wire allows nothing wrong, and fails with the field's name where it does. Unknown enum values of a newer
+//! peer become the cautious known one.
+
+use std::time::Duration;
+
+use berth_core::facts;
+use berth_core::health;
+
+use crate::v1;
+
+/// A message that a peer of this protocol cannot have meant.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("field {field}: {problem}")]
+pub struct Malformed {
+    /// Path of the field in the message.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+fn narrow<T: TryFrom<u32>>(field: &'static str, value: u32) -> Result<T, Malformed> {
+    T::try_from(value).map_err(|_| Malformed {
+        field,
+        problem: format!("{value:#x} is out of range"),
+    })
+}
+
+fn ms(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<facts::NvmlState> for v1::NvmlState {
+    fn from(s: facts::NvmlState) -> Self {
+        match s {
+            facts::NvmlState::Unknown => Self::Unspecified,
+            facts::NvmlState::Ready => Self::Ready,
+            facts::NvmlState::NoLibrary => Self::NoLibrary,
+            facts::NvmlState::NoDriver => Self::NoDriver,
+            facts::NvmlState::VersionMismatch => Self::VersionMismatch,
+            facts::NvmlState::Hung => Self::Hung,
+            facts::NvmlState::Released => Self::Released,
+            facts::NvmlState::ProbeUnavailable => Self::ProbeUnavailable,
+            facts::NvmlState::Error => Self::Error,
+        }
+    }
+}
+
+impl From<v1::NvmlState> for facts::NvmlState {
+    fn from(s: v1::NvmlState) -> Self {
+        match s {
+            v1::NvmlState::Unspecified => Self::Unknown,
+            v1::NvmlState::Ready => Self::Ready,
+            v1::NvmlState::NoLibrary => Self::NoLibrary,
+            v1::NvmlState::NoDriver => Self::NoDriver,
+            v1::NvmlState::VersionMismatch => Self::VersionMismatch,
+            v1::NvmlState::Hung => Self::Hung,
+            v1::NvmlState::Released => Self::Released,
+            v1::NvmlState::ProbeUnavailable => Self::ProbeUnavailable,
+            v1::NvmlState::Error => Self::Error,
+        }
+    }
+}
+
+/// State and message of a wire message as one status; a state this build does not know reads as [`facts::NvmlState::Error`].
+pub fn nvml_status(state: i32, message: String) -> facts::NvmlStatus {
+    let state = v1::NvmlState::try_from(state).map_or(facts::NvmlState::Error, Into::into);
+    facts::NvmlStatus { state, message }
+}
+
+impl From<facts::PciFunction> for v1::PciFunction {
+    fn from(f: facts::PciFunction) -> Self {
+        Self {
+            address: f.address,
+            vendor: f.vendor.into(),
+            device: f.device.into(),
+            class: f.class,
+            subsystem_vendor: f.subsystem_vendor.map(Into::into),
+            subsystem_device: f.subsystem_device.map(Into::into),
+            driver: f.driver,
+            numa_node: f.numa_node,
+            sriov_total_vfs: f.sriov_total_vfs,
+        }
+    }
+}
+
+impl TryFrom<v1::PciFunction> for facts::PciFunction {
+    type Error = Malformed;
+    fn try_from(f: v1::PciFunction) -> Result<Self, Malformed> {
+        Ok(Self {
+            address: f.address,
+            vendor: narrow("pci.vendor", f.vendor)?,
+            device: narrow("pci.device", f.device)?,
+            class: f.class,
+            subsystem_vendor: f
+                .subsystem_vendor
+                .map(|v| narrow("pci.subsystem_vendor", v))
+                .transpose()?,
+            subsystem_device: f
+                .subsystem_device
+                .map(|v| narrow("pci.subsystem_device", v))
+                .transpose()?,
+            driver: f.driver,
+            numa_node: f.numa_node,
+            sriov_total_vfs: f.sriov_total_vfs,
+        })
+    }
+}
+
+impl From<facts::NvidiaDriver> for v1::NvidiaDriver {
+    fn from(d: facts::NvidiaDriver) -> Self {
+        Self {
+            version: d.version,
+            cuda_version: d.cuda_version,
+            nvml_version: d.nvml_version,
+        }
+    }
+}
+
+impl From<v1::NvidiaDriver> for facts::NvidiaDriver {
+    fn from(d: v1::NvidiaDriver) -> Self {
+        Self {
+            version: d.version,
+            cuda_version: d.cuda_version,
+            nvml_version: d.nvml_version,
+        }
+    }
+}
+
+impl From<facts::MigDevice> for v1::MigDevice {
+    fn from(d: facts::MigDevice) -> Self {
+        Self {
+            uuid: d.uuid,
+            gpu_instance_id: d.gpu_instance_id,
+            compute_instance_id: d.compute_instance_id,
+            profile: d.profile,
+            memory_bytes: d.memory_bytes,
+            multiprocessors: d.multiprocessors,
+            gpu_instance_slices: d.gpu_instance_slices,
+            compute_instance_slices: d.compute_instance_slices,
+            copy_engines: d.copy_engines,
+            decoders: d.decoders,
+            encoders: d.encoders,
+            jpeg_engines: d.jpeg_engines,
+            ofa_engines: d.ofa_engines,
+        }
+    }
+}
+
+impl From<v1::MigDevice> for facts::MigDevice {
+    fn from(d: v1::MigDevice) -> Self {
+        Self {
+            uuid: d.uuid,
+            gpu_instance_id: d.gpu_instance_id,
+            compute_instance_id: d.compute_instance_id,
+            profile: d.profile,
+            memory_bytes: d.memory_bytes,
+            multiprocessors: d.multiprocessors,
+            gpu_instance_slices: d.gpu_instance_slices,
+            compute_instance_slices: d.compute_instance_slices,
+            copy_engines: d.copy_engines,
+            decoders: d.decoders,
+            encoders: d.encoders,
+            jpeg_engines: d.jpeg_engines,
+            ofa_engines: d.ofa_engines,
+        }
+    }
+}
+
+impl From<facts::Gpu> for v1::Gpu {
+    fn from(g: facts::Gpu) -> Self {
+        Self {
+            index: g.index,
+            uuid: g.uuid,
+            pci_address: g.pci_address,
+            product: g.product,
+            memory_bytes: g.memory_bytes,
+            compute_major: g.compute_capability.map(|c| c.0),
+            compute_minor: g.compute_capability.map(|c| c.1),
+            mig: g.mig.map(|m| v1::Mig {
+                enabled: m.enabled,
+                pending: m.pending,
+                devices: m.devices.into_iter().map(Into::into).collect(),
+            }),
+            fabric: g.fabric.map(|f| v1::Fabric {
+                state: f.state,
+                status: f.status,
+                cluster_uuid: f.cluster_uuid,
+                clique_id: f.clique_id,
+            }),
+            serial: g.serial,
+            vbios: g.vbios,
+            minor_number: g.minor_number,
+        }
+    }
+}
+
+impl TryFrom<v1::Gpu> for facts::Gpu {
+    type Error = Malformed;
+    fn try_from(g: v1::Gpu) -> Result<Self, Malformed> {
+        if g.uuid.is_empty() {
+            return Err(Malformed {
+                field: "gpu.uuid",
+                problem: "is empty".into(),
+            });
+        }
+        Ok(Self {
+            index: g.index,
+            uuid: g.uuid,
+            pci_address: g.pci_address,
+            product: g.product,
+            memory_bytes: g.memory_bytes,
+            compute_capability: g.compute_major.zip(g.compute_minor),
+            mig: g.mig.map(|m| facts::Mig {
+                enabled: m.enabled,
+                pending: m.pending,
+                devices: m.devices.into_iter().map(Into::into).collect(),
+            }),
+            fabric: g.fabric.map(|f| facts::Fabric {
+                state: f.state,
+                status: f.status,
+                cluster_uuid: f.cluster_uuid,
+                clique_id: f.clique_id,
+            }),
+            serial: g.serial,
+            vbios: g.vbios,
+            minor_number: g.minor_number,
+        })
+    }
+}
+
+impl From<facts::NodeFacts> for v1::NodeFacts {
+    fn from(f: facts::NodeFacts) -> Self {
+        Self {
+            machine: f.machine,
+            pci: f.pci.into_iter().map(Into::into).collect(),
+            nvml_state: v1::NvmlState::from(f.nvml.state).into(),
+            nvml_message: f.nvml.message,
+            driver: f.driver.map(Into::into),
+            gpus: f.gpus.into_iter().map(Into::into).collect(),
+            gpus_age_ms: f.gpus_age.map(ms),
+            kernel_driver_version: f.kernel_driver_version,
+        }
+    }
+}
+
+impl TryFrom<v1::NodeFacts> for facts::NodeFacts {
+    type Error = Malformed;
+    fn try_from(f: v1::NodeFacts) -> Result<Self, Malformed> {
+        Ok(Self {
+            machine: f.machine,
+            pci: f.pci.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            nvml: nvml_status(f.nvml_state, f.nvml_message),
+            driver: f.driver.map(Into::into),
+            gpus: f.gpus.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            gpus_age: f.gpus_age_ms.map(Duration::from_millis),
+            kernel_driver_version: f.kernel_driver_version,
+        })
+    }
+}
+
+impl From<health::GpuHealth> for v1::GpuHealth {
+    fn from(h: health::GpuHealth) -> Self {
+        let state = match h.state {
+            health::GpuState::Healthy => v1::GpuState::Healthy,
+            health::GpuState::Suspect => v1::GpuState::Suspect,
+            health::GpuState::Unhealthy => v1::GpuState::Unhealthy,
+            health::GpuState::Verifying => v1::GpuState::Verifying,
+        };
+        Self {
+            uuid: h.uuid,
+            state: state.into(),
+            reason: h.reason,
+            message: h.message,
+            since_ms: ms(h.since),
+            cleared_by: h.cleared_by,
+        }
+    }
+}
+
+impl From<v1::GpuHealth> for health::GpuHealth {
+    fn from(h: v1::GpuHealth) -> Self {
+        let state = match v1::GpuState::try_from(h.state) {
+            Ok(v1::GpuState::Healthy) => health::GpuState::Healthy,
+            Ok(v1::GpuState::Suspect) => health::GpuState::Suspect,
+            Ok(v1::GpuState::Verifying) => health::GpuState::Verifying,
+            // A state of a newer agent, or none: do not hand the GPU out on a guess.
+            Ok(v1::GpuState::Unhealthy | v1::GpuState::Unspecified) | Err(_) => health::GpuState::Unhealthy,
+        };
+        Self {
+            uuid: h.uuid,
+            state,
+            reason: h.reason,
+            message: h.message,
+            since: Duration::from_millis(h.since_ms),
+            cleared_by: h.cleared_by,
+        }
+    }
+}
+
+impl From<health::NodeHealth> for v1::NodeHealth {
+    fn from(h: health::NodeHealth) -> Self {
+        Self {
+            gpus: h.gpus.into_iter().map(Into::into).collect(),
+            nvml_state: v1::NvmlState::from(h.nvml.state).into(),
+            message: h.nvml.message,
+            missing_gpus: h.missing_gpus,
+        }
+    }
+}
+
+impl From<v1::NodeHealth> for health::NodeHealth {
+    fn from(h: v1::NodeHealth) -> Self {
+        Self {
+            gpus: h.gpus.into_iter().map(Into::into).collect(),
+            nvml: nvml_status(h.nvml_state, h.message),
+            missing_gpus: h.missing_gpus,
+        }
+    }
+}
+
+impl From<facts::GpuSample> for v1::GpuSample {
+    fn from(s: facts::GpuSample) -> Self {
+        Self {
+            uuid: s.uuid,
+            age_ms: ms(s.age),
+            gpu_utilization: s.gpu_utilization,
+            memory_utilization: s.memory_utilization,
+            memory_used_bytes: s.memory_used_bytes,
+            memory_free_bytes: s.memory_free_bytes,
+            memory_total_bytes: s.memory_total_bytes,
+            power_mw: s.power_mw,
+            temperature_c: s.temperature_c,
+            sm_clock_mhz: s.sm_clock_mhz,
+            memory_clock_mhz: s.memory_clock_mhz,
+            clocks_event_reasons: s.clocks_event_reasons,
+            compute_processes: s.compute_processes,
+        }
+    }
+}
+
+impl From<v1::GpuSample> for facts::GpuSample {
+    fn from(s: v1::GpuSample) -> Self {
+        Self {
+            uuid: s.uuid,
+            age: Duration::from_millis(s.age_ms),
+            gpu_utilization: s.gpu_utilization,
+            memory_utilization: s.memory_utilization,
+            memory_used_bytes: s.memory_used_bytes,
+            memory_free_bytes: s.memory_free_bytes,
+            memory_total_bytes: s.memory_total_bytes,
+            power_mw: s.power_mw,
+            temperature_c: s.temperature_c,
+            sm_clock_mhz: s.sm_clock_mhz,
+            memory_clock_mhz: s.memory_clock_mhz,
+            clocks_event_reasons: s.clocks_event_reasons,
+            compute_processes: s.compute_processes,
+        }
+    }
+}
+
+impl From<facts::GpuEvent> for v1::GpuEvent {
+    fn from(e: facts::GpuEvent) -> Self {
+        let kind = match e.kind {
+            facts::GpuEventKind::Xid(n) => v1::gpu_event::Kind::Xid(n),
+            facts::GpuEventKind::Other(name) => v1::gpu_event::Kind::Other(name),
+        };
+        Self {
+            kind: Some(kind),
+            uuid: e.uuid,
+            pci_address: e.pci_address,
+            age_ms: ms(e.age),
+            source: e.source,
+            detail: e.detail,
+        }
+    }
+}
+
+impl TryFrom<v1::GpuEvent> for facts::GpuEvent {
+    type Error = Malformed;
+    fn try_from(e: v1::GpuEvent) -> Result<Self, Malformed> {
+        let kind = match e.kind {
+            Some(v1::gpu_event::Kind::Xid(n)) => facts::GpuEventKind::Xid(n),
+            Some(v1::gpu_event::Kind::Other(name)) => facts::GpuEventKind::Other(name),
+            None => {
+                return Err(Malformed {
+                    field: "event.kind",
+                    problem: "is missing".into(),
+                });
+            }
+        };
+        Ok(Self {
+            kind,
+            uuid: e.uuid,
+            pci_address: e.pci_address,
+            age: Duration::from_millis(e.age_ms),
+            source: e.source,
+            detail: e.detail,
+        })
+    }
+}

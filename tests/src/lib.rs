@@ -1,0 +1,1 @@
+//! What behaviour tests share.
