@@ -11,6 +11,8 @@ mod args;
 mod cluster;
 mod context;
 mod events;
+mod kinds;
+mod nodes;
 mod placement;
 
 fn main() {}
