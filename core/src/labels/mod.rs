@@ -1,1 +1,39 @@
 //! Node labels from hardware facts.
+//!
+//! ```text
+//! NodeFacts ─┬─► pci    vendor and class of functions, without any driver
+//!            ├─► gfd    NVIDIA's GPU feature discovery keys, once NVML was read
+//!            └─► class  berth.dev/gpu-class and the counts per class
+//!                grammar: whatever the hardware calls itself becomes a valid label value
+//! ```
+//!
+//! A node without GPUs gets no label at all. While NVML is away the facts keep what was last read, so the labels stay.
+
+mod class;
+mod gfd;
+pub mod grammar;
+mod pci;
+mod product;
+
+use std::collections::BTreeMap;
+
+pub use class::class_of;
+
+use crate::facts::NodeFacts;
+
+/// What the owner of a cluster chooses about labels beyond the hardware. Device sharing and MIG strategy are `none`, so there is
+/// nothing to choose yet; single and mixed MIG and shared devices belong here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {}
+
+/// All labels of a node; every key and value is valid. Depends on the facts alone, not on the order of their lists.
+pub fn labels(facts: &NodeFacts, _settings: &Settings) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
+    pci::add(&mut labels, facts);
+    gfd::add(&mut labels, facts);
+    class::add(&mut labels, facts);
+    labels
+}
+
+#[cfg(test)]
+mod tests;
