@@ -104,7 +104,9 @@ impl Cluster {
         let before = self.picture.write().nodes.insert(name.clone(), node.clone());
         let labels_changed = before
             .as_ref()
-            .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers);
+            .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers)
+            // `berth.dev/paused` came or went.
+            || before.as_ref().is_some_and(|b| b.annotations != node.annotations);
         if labels_changed || before.as_ref().is_none_or(|b| b.uid != node.uid) {
             self.hardware.push(name);
             self.rules.push(());

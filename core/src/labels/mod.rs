@@ -35,5 +35,11 @@ pub fn labels(facts: &NodeFacts, _settings: &Settings) -> BTreeMap<String, Strin
     labels
 }
 
+/// Whether NVML was not read yet on a node that has an NVIDIA GPU by PCI: an agent that just started, or a driver that is not there.
+/// What an earlier reading said about its GPUs is then the best that is known.
+pub fn waits_for_nvml(facts: &NodeFacts) -> bool {
+    facts.gpus_age.is_none() && facts.gpus.is_empty() && pci::has_nvidia(facts)
+}
+
 #[cfg(test)]
 mod tests;
