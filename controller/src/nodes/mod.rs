@@ -20,7 +20,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 
 pub use plan::owned;
-pub use write::{WriteError, write};
+pub use write::write;
 
 use crate::args::NodesMode;
 use crate::cluster::{Node, Picture};
