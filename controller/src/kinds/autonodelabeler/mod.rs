@@ -84,12 +84,12 @@ async fn pass(
 ) -> bool {
     let verdicts: Vec<Verdict> = objects.iter().map(|(key, o)| verdict(context, key, o)).collect();
     let participants: Vec<Participant> = verdicts.iter().filter_map(|v| v.participant.clone()).collect();
-    let evaluation = evaluated(&context.cluster, &participants).await;
+    let mut evaluation = evaluated(&context.cluster, &participants).await;
     let (failed, writing) = if context.settings.nodes_mode == NodesMode::Observe {
         report(&evaluation.writes, observed);
         (false, observed_by_rule(&evaluation, participants.len()))
     } else {
-        let failures = written(context, &evaluation.writes).await;
+        let failures = written(context, std::mem::take(&mut evaluation.writes)).await;
         (!failures.is_empty(), failed_by_rule(failures, participants.len()))
     };
     let mut results = evaluation.outcomes.into_iter().zip(writing);
@@ -172,8 +172,8 @@ async fn evaluated(cluster: &Cluster, participants: &[Participant]) -> Evaluatio
 }
 
 /// Writes nodes; those that failed, with the error.
-async fn written<'w>(context: &Context, writes: &'w [Write]) -> Vec<(&'w Write, String)> {
-    let results: Vec<Option<(&Write, String)>> = futures::stream::iter(writes)
+async fn written(context: &Context, writes: Vec<Write>) -> Vec<(Write, String)> {
+    let results: Vec<Option<(Write, String)>> = futures::stream::iter(writes)
         .map(|w| async move {
             match write(&context.client, managers::NODES_RULES, &w.node, &w.uid, &w.labels).await {
                 Ok(()) => {
@@ -192,7 +192,7 @@ async fn written<'w>(context: &Context, writes: &'w [Write]) -> Vec<(&'w Write, 
     results.into_iter().flatten().collect()
 }
 
-fn failed_by_rule(failures: Vec<(&Write, String)>, rules: usize) -> Vec<Writing> {
+fn failed_by_rule(failures: Vec<(Write, String)>, rules: usize) -> Vec<Writing> {
     let mut writing = vec![Writing::Done; rules];
     for (write, error) in failures {
         for rule in &write.rules {
