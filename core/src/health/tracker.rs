@@ -402,6 +402,18 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_that_was_unbound_and_is_back_is_verified() {
+        let mut tracker = ready();
+        tracker.on_event(&xid(95, Some(0)));
+        let mut unbound = xid(0, Some(0));
+        unbound.kind = GpuEventKind::Other("DriverUnbound".into());
+        tracker.on_event(&unbound);
+        assert_eq!(states(&tracker, 1)[0].0, GpuState::Unhealthy);
+        tracker.on_inventory(&facts(NvmlState::Ready, &[0, 1]));
+        assert_eq!(states(&tracker, 2)[0], (GpuState::Verifying, "Recovering".into()));
+    }
+
+    #[test]
     fn a_gpu_given_to_another_driver_is_no_longer_judged() {
         let mut tracker = ready();
         let mut passed = facts(NvmlState::Ready, &[0]);

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Settings, grammar, labels};
+use super::{Settings, grammar, labels, waits_for_nvml};
 use crate::facts::{Fabric, Gpu, Mig, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, PciFunction};
 
 const FABRIC: &str = "00000000-0000-0000-0000-000000000001";
@@ -317,6 +317,22 @@ fn labels_stay_while_nvml_is_away() {
         away.nvml.state = state;
         assert_eq!(of(&away), of(&ready), "{state}");
     }
+}
+
+#[test]
+fn an_earlier_reading_is_waited_for_only_where_there_is_a_gpu_and_none_was_read() {
+    let by_pci = NodeFacts {
+        pci: vec![function(0, 0x10de, 0x03_0200)],
+        ..NodeFacts::default()
+    };
+    assert!(waits_for_nvml(&by_pci));
+    assert!(!waits_for_nvml(&NodeFacts::default()), "no GPU");
+    assert!(!waits_for_nvml(&facts(profile("t4"))), "read");
+    let empty = NodeFacts {
+        gpus_age: Some(Duration::ZERO),
+        ..by_pci
+    };
+    assert!(!waits_for_nvml(&empty), "read, and there is none");
 }
 
 #[test]
