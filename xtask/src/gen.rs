@@ -116,13 +116,13 @@ fn head(kind: &str, namespaced: bool) -> String {
         ""
     };
     format!(
-        "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: {{{{ include \"berth.controller\" . }}}}{namespace}\n  labels:\n    {{{{- include \"berth.labels\" (list . \"controller\") | nindent 4 }}}}\n"
+        "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: berth-controller{namespace}\n  labels:\n    {{{{- include \"berth.labels\" (list . \"controller\") | nindent 4 }}}}\n"
     )
 }
 
 fn binding(role: &str) -> String {
     format!(
-        "roleRef:\n  apiGroup: rbac.authorization.k8s.io\n  kind: {role}\n  name: {{{{ include \"berth.controller\" . }}}}\nsubjects:\n- kind: ServiceAccount\n  name: {{{{ include \"berth.controller\" . }}}}\n  namespace: {{{{ .Release.Namespace }}}}\n"
+        "roleRef:\n  apiGroup: rbac.authorization.k8s.io\n  kind: {role}\n  name: berth-controller\nsubjects:\n- kind: ServiceAccount\n  name: berth-controller\n  namespace: {{{{ .Release.Namespace }}}}\n"
     )
 }
 
