@@ -171,7 +171,11 @@ fn permissions() -> String {
             Scope::OwnNamespace => "own namespace".to_owned(),
             Scope::OwnObject(name) => format!("own namespace, `{name}` only"),
         };
-        let optional = if access.optional { " Not every cluster asks for it." } else { "" };
+        let optional = if access.optional {
+            " Not every cluster asks for it."
+        } else {
+            ""
+        };
         let _ = writeln!(
             out,
             "| {group} `{}` | {} | {place} | {}{optional} |",
