@@ -3,20 +3,12 @@
 use std::collections::BTreeMap;
 
 use berth_core::labels::grammar;
+use berth_crds::access::HARDWARE_KEY_PREFIXES;
 use berth_crds::names::managers;
 
 use super::Labels;
 use crate::args::{KeyFamily, Settings};
 use crate::cluster::Node;
-
-/// Whatever is not below one of these is never written from hardware facts.
-const ALLOWED: &[&str] = &[
-    "nvidia.com/",
-    "amd.com/gpu.",
-    "gpu.intel.com/",
-    "feature.node.kubernetes.io/pci-",
-    "berth.dev/gpu",
-];
 
 /// What the administrator decided for each family of keys.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +101,7 @@ fn is_gpu_key(key: &str) -> bool {
 }
 
 fn may_be_written(key: &str, value: &str) -> bool {
-    ALLOWED.iter().any(|prefix| key.starts_with(prefix)) && grammar::is_key(key) && grammar::is_value(value)
+    HARDWARE_KEY_PREFIXES.iter().any(|prefix| key.starts_with(prefix)) && grammar::is_key(key) && grammar::is_value(value)
 }
 
 #[cfg(test)]
