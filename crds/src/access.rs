@@ -198,7 +198,7 @@ pub const HARDWARE_KEY_PREFIXES: &[&str] = &[
     "beta.amd.com/gpu",
     "gpu.intel.com/",
     "feature.node.kubernetes.io/pci-",
-    "berth.dev/",
+    "berth.dev/gpu",
 ];
 
 /// The one taint that is ours to set and to take away.

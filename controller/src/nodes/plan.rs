@@ -101,7 +101,9 @@ fn is_gpu_key(key: &str) -> bool {
 }
 
 fn may_be_written(key: &str, value: &str) -> bool {
-    HARDWARE_KEY_PREFIXES.iter().any(|prefix| key.starts_with(prefix)) && grammar::is_key(key) && grammar::is_value(value)
+    HARDWARE_KEY_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+        && grammar::is_key(key)
+        && grammar::is_value(value)
 }
 
 #[cfg(test)]
