@@ -2,7 +2,7 @@
 //!
 //! - [`names`]: labels, annotations, the gate, field managers, protected domains
 //! - [`conditions`]: condition types, the closed list of reasons, and how a condition list changes
-//! - [`premlabs`]: `premlabs.io/v1alpha1`
+//! - [`premlabs`][]: `premlabs.io/v1alpha1`
 //! - [`schema`]: what is done to a generated CRD before it is written as YAML
 
 pub mod conditions;
