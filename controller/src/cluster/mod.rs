@@ -219,6 +219,21 @@ impl Cluster {
         }
     }
 
+    /// The last session of a node's agent ended. What it said is kept while the node exists; when it was last heard stays as it is.
+    pub fn disconnect_agent(&self, node: &str, node_uid: &str) {
+        let mut picture = self.picture.write();
+        let node_is_gone = picture.nodes_synced && !picture.nodes.contains_key(node);
+        let Some(agent) = picture.agents.get_mut(node).filter(|a| a.node_uid == node_uid) else {
+            return;
+        };
+        agent.connected = false;
+        if node_is_gone {
+            picture.agents.remove(node);
+        }
+        drop(picture);
+        self.placement.push(());
+    }
+
     /// Placement's conclusion on a pod.
     pub fn set_outcome(&self, pod: &PodKey, outcome: Outcome) {
         let mut picture = self.picture.write();
