@@ -14,7 +14,7 @@ mod pod;
 mod queue;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use berth_core::facts::{GpuSample, NodeFacts};
@@ -59,6 +59,8 @@ pub struct Picture {
     pub nodes: BTreeMap<String, Node>,
     /// Pods by UID, all that are not finished.
     pub pods: HashMap<PodKey, Pod>,
+    /// UIDs of the pods that name an AIDeployment, by its key.
+    pub pods_of: HashMap<ObjectKey, BTreeSet<PodKey>>,
     /// Agents by node name. Kept while the node exists, connected or not.
     pub agents: HashMap<String, Agent>,
     /// What placement last concluded for each waiting or placed pod.
@@ -69,6 +71,19 @@ pub struct Picture {
     pub pods_synced: bool,
     /// When this process became leader, for the warm-up of live facts.
     pub leader_since: Option<Instant>,
+}
+
+impl Picture {
+    fn unlist(&mut self, owner: Option<&ObjectKey>, uid: &PodKey) {
+        if let Some(owner) = owner
+            && let Some(listed) = self.pods_of.get_mut(owner)
+        {
+            listed.remove(uid);
+            if listed.is_empty() {
+                self.pods_of.remove(owner);
+            }
+        }
+    }
 }
 
 /// The picture behind its lock, with the queues of those who follow it.
@@ -151,7 +166,18 @@ impl Cluster {
             return;
         }
         let (uid, owner) = (pod.uid.clone(), pod.aideployment());
-        let before = self.picture.write().pods.insert(uid, pod.clone());
+        let before = {
+            let mut picture = self.picture.write();
+            let before = picture.pods.insert(uid.clone(), pod.clone());
+            let owner_before = before.as_ref().and_then(Pod::aideployment);
+            if owner_before != owner {
+                picture.unlist(owner_before.as_ref(), &uid);
+            }
+            if let Some(owner) = &owner {
+                picture.pods_of.entry(owner.clone()).or_default().insert(uid);
+            }
+            before
+        };
         if before.as_ref().is_none_or(|b| !b.same_for_placement(&pod)) {
             self.placement.push(());
         }
@@ -165,6 +191,7 @@ impl Cluster {
         let mut picture = self.picture.write();
         picture.outcomes.remove(uid);
         let Some(pod) = picture.pods.remove(uid) else { return };
+        picture.unlist(pod.aideployment().as_ref(), uid);
         drop(picture);
         self.gone_pods.push(uid.clone());
         self.placement.push(());
