@@ -1,0 +1,370 @@
+//! One cluster behind one handle: start it, look at it, disturb it, end it.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1 as core;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+
+use crate::controlplane::ControlPlane;
+use crate::error::{Error, Result};
+use crate::fleet::{Fleet, Node, NodeSpec, Nodes};
+use crate::kubelet::{Kubelet, Setup};
+use crate::port::Ports;
+use crate::process::{self, Process, Processes};
+use crate::progress::Progress;
+use crate::service::Services;
+use crate::state::StateFolder;
+use crate::toolchain::{Programs, Tool, Toolchain};
+
+/// Steps that [`Cluster::start`] shows: one a tool, then programs, control plane, nodes, charts.
+pub const STEPS: usize = Tool::ALL.len() + 4;
+/// Namespace of the installation.
+pub const NAMESPACE: &str = "berth-system";
+
+/// Nodes are up in a second; this is for a machine that is busy with something else.
+const NODES_READY: Duration = Duration::from_secs(60);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything of this cluster is.
+    pub state: PathBuf,
+    /// Its machines.
+    pub fleet: Fleet,
+    /// Namespace of the installation.
+    pub namespace: String,
+    /// What runs in it.
+    pub install: Install,
+    /// Whether our programs are built with optimisation.
+    pub release: bool,
+    /// Where progress is shown.
+    pub progress: Progress,
+}
+
+/// What runs in a new cluster.
+#[derive(Debug, Clone)]
+pub enum Install {
+    /// Our charts, with these values.
+    Charts(Value),
+    /// Nothing.
+    Nothing,
+}
+
+impl Options {
+    /// The charts with their default values on a fleet.
+    pub fn new(state: impl Into<PathBuf>, fleet: Fleet) -> Self {
+        Self {
+            state: state.into(),
+            fleet,
+            namespace: NAMESPACE.to_owned(),
+            install: Install::Charts(Value::Object(serde_json::Map::new())),
+            release: false,
+            progress: Progress::silent(),
+        }
+    }
+}
+
+/// A running cluster. End it with [`Cluster::stop`]; dropped, its processes end with the runtime.
+pub struct Cluster {
+    namespace: String,
+    toolchain: Toolchain,
+    processes: Processes,
+    control_plane: ControlPlane,
+    nodes: Nodes,
+    kubelet: Kubelet,
+    state: StateFolder,
+}
+
+impl Cluster {
+    /// Starts a cluster; what an earlier run left in the state folder is ended and removed first.
+    pub async fn start(options: Options) -> Result<Self> {
+        let state = StateFolder::lock(&options.state)?;
+        let path = state.path().to_path_buf();
+        process::sweep(&path).await?;
+        state.clear()?;
+        let started = match Self::start_in(state, options).await {
+            Ok((cluster, install, progress)) => match cluster.fill(install, &progress).await {
+                Ok(()) => return Ok(cluster),
+                Err(error) => {
+                    let _ = cluster.stop().await;
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        process::sweep(&path).await?;
+        started
+    }
+
+    async fn start_in(state: StateFolder, options: Options) -> Result<(Self, Install, Progress)> {
+        let progress = options.progress;
+        let toolchain = Toolchain::ensure(&progress).await?;
+        let programs = Programs::ensure(options.release, &progress).await?;
+        let processes = Processes::new(state.path());
+        let ports = Arc::new(Ports::default());
+
+        let step = progress.begin("control plane", "starting");
+        let starting = ControlPlane::start(state.path(), &toolchain, &ports, &processes, &options.namespace);
+        let control_plane = step.watch(starting).await?;
+        step.done(&format!("ready at {}", control_plane.server));
+
+        let client = control_plane.client.clone();
+        let nodes = Nodes::new(&state.short().join("nodes"), &programs.fake_nvml(), client.clone());
+        let setup = Setup {
+            client: client.clone(),
+            state: state.path().to_path_buf(),
+            short_state: state.short().to_path_buf(),
+            programs: programs.folder.clone(),
+            api_server: control_plane.server.clone(),
+            api_ca: control_plane.ca.clone(),
+            nodes: nodes.clone(),
+            ports,
+            processes: processes.clone(),
+        };
+        let kubelet = Kubelet::start(setup).await?;
+        let step = progress.begin("nodes", "");
+        for spec in options.fleet.nodes {
+            nodes.add(spec).await?;
+        }
+        let namespace = options.namespace;
+        let cluster = Self {
+            namespace,
+            toolchain,
+            processes,
+            control_plane,
+            nodes,
+            kubelet,
+            state,
+        };
+        cluster.wait_nodes_ready().await?;
+        step.done(&format!("{} ready", cluster.nodes.all().len()));
+        Ok((cluster, options.install, progress))
+    }
+
+    async fn fill(&self, install: Install, progress: &Progress) -> Result<()> {
+        match install {
+            Install::Nothing => progress.skip("charts", "not wanted"),
+            Install::Charts(values) => {
+                let step = progress.begin("charts", "helm install, until every pod is ready");
+                step.watch(self.install(&values)).await?;
+                step.done("installed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_nodes_ready(&self) -> Result<()> {
+        let api: Api<core::Node> = Api::all(self.client());
+        let want: Vec<String> = self.nodes.all().iter().map(|node| node.name().to_owned()).collect();
+        wait_for("every node to be Ready", NODES_READY, || async {
+            let list = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let ready: Vec<String> = list
+                .items
+                .iter()
+                .filter(|n| is_ready(n))
+                .filter_map(|n| n.metadata.name.clone())
+                .collect();
+            let missing: Vec<&String> = want.iter().filter(|name| !ready.contains(name)).collect();
+            if missing.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("not Ready: {missing:?}"))
+            }
+        })
+        .await
+    }
+
+    /// A client of group `system:masters`.
+    pub fn client(&self) -> Client {
+        self.control_plane.client.clone()
+    }
+
+    /// Kubeconfig of group `system:masters`.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.control_plane.kubeconfig
+    }
+
+    /// Namespace of the installation.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// State folder: logs, kubeconfig, nodes.
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// The control plane's servers.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// Log of a container.
+    pub fn log(&self, pod: &str, container: &str) -> PathBuf {
+        self.state().join("logs").join(format!("{pod}-{container}.log"))
+    }
+
+    /// Requests of ServiceAccounts of the installation's namespace, in order, as audit events.
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let path = &self.control_plane.audit_log;
+        let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        // The last line may be half written.
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+
+    /// A machine of the fleet.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        self.nodes.get(name)
+    }
+
+    /// All machines, by name.
+    pub fn nodes(&self) -> Vec<Node> {
+        self.nodes.all()
+    }
+
+    /// Adds a machine to the running cluster.
+    pub async fn add_node(&self, spec: NodeSpec) -> Result<Node> {
+        let node = self.nodes.add(spec).await?;
+        self.wait_nodes_ready().await?;
+        Ok(node)
+    }
+
+    /// Takes a machine out of the running cluster.
+    pub async fn remove_node(&self, name: &str) -> Result<()> {
+        self.nodes.remove(name).await
+    }
+
+    /// The process of a running container in the installation's namespace; signal it, or wait for its end.
+    pub fn process(&self, pod: &str, container: &str) -> Result<Process> {
+        self.kubelet.process(&self.namespace, pod, container)
+    }
+
+    /// Forwarders of Services, and host ports of pods.
+    pub fn services(&self) -> &Services {
+        self.kubelet.services()
+    }
+
+    /// The pod of a component on a node: `("agent", Some("h100-0"))`, `("controller", None)`.
+    pub async fn pods_of(&self, component: &str, node: Option<&str>) -> Result<Vec<core::Pod>> {
+        let api: Api<core::Pod> = Api::namespaced(self.client(), &self.namespace);
+        let mut params = ListParams::default().labels(&format!("app.kubernetes.io/component={component}"));
+        if let Some(node) = node {
+            params = params.fields(&format!("spec.nodeName={node}"));
+        }
+        Ok(api
+            .list(&params)
+            .await
+            .map_err(Error::kube(format!("list pods of {component}")))?
+            .items)
+    }
+
+    /// Runs kubectl; its stdout.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.run(Tool::Kubectl, args, None).await
+    }
+
+    /// Runs kubectl with something to read; its stdout.
+    pub async fn kubectl_with_input(&self, args: &[&str], input: &str) -> Result<String> {
+        self.run(Tool::Kubectl, args, Some(input)).await
+    }
+
+    /// Applies YAML or JSON; unknown fields are errors.
+    pub async fn apply(&self, manifest: &str) -> Result<String> {
+        self.kubectl_with_input(&["apply", "--validate=strict", "-f", "-"], manifest)
+            .await
+    }
+
+    /// Runs helm; its stdout.
+    pub async fn helm(&self, args: &[&str]) -> Result<String> {
+        self.run(Tool::Helm, args, None).await
+    }
+
+    async fn run(&self, tool: Tool, args: &[&str], input: Option<&str>) -> Result<String> {
+        let helm = self.state().join("helm");
+        let path = self.toolchain.path(tool);
+        let mut child = tokio::process::Command::new(path)
+            .args(args)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HELM_CACHE_HOME", helm.join("cache"))
+            .env("HELM_CONFIG_HOME", helm.join("config"))
+            .env("HELM_DATA_HOME", helm.join("data"))
+            .env(process::MARKER, self.state())
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(Error::file("start", path))?;
+        if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+            stdin
+                .write_all(input.as_bytes())
+                .await
+                .map_err(Error::file("write to", path))?;
+        }
+        let output = child.wait_with_output().await.map_err(Error::file("run", path))?;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(stdout);
+        }
+        Err(Error::Command {
+            command: format!("{} {}", tool.name(), args.join(" ")),
+            status: output.status.to_string(),
+            output: format!("{stdout}{}", String::from_utf8_lossy(&output.stderr))
+                .trim_end()
+                .to_owned(),
+        })
+    }
+
+    /// Waits until a server of the control plane ends by itself, which none should.
+    pub async fn failed(&self) -> Error {
+        self.control_plane.failed().await
+    }
+
+    /// Ends everything; an error if something could not be ended.
+    pub async fn stop(self) -> Result<()> {
+        self.kubelet.stop().await;
+        self.control_plane.stop().await;
+        drop(self.processes);
+        let left = process::sweep(self.state.path()).await?;
+        for record in left {
+            tracing::warn!(process = record.name, pid = record.identity.pid, "was ended late");
+        }
+        Ok(())
+    }
+}
+
+fn is_ready(node: &core::Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Asks every 100 ms until there is an answer; `Err` says what was seen instead.
+pub async fn wait_for<T, F>(what: &str, within: Duration, mut check: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let started = Instant::now();
+    loop {
+        let last = match check().await {
+            Ok(answer) => return Ok(answer),
+            Err(last) => last,
+        };
+        if started.elapsed() >= within {
+            return Err(Error::Timeout {
+                what: what.to_owned(),
+                seconds: within.as_secs(),
+                last,
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
