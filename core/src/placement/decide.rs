@@ -4,7 +4,8 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::ask::Ask;
-use super::filter::{classes, first_miss};
+use super::filter::Asked;
+use super::fleet::Fleet;
 use super::miss::Miss;
 use super::node::NodeView;
 use super::resources::is_gpu;
@@ -64,33 +65,34 @@ pub enum Decision<'a> {
     },
 }
 
-/// Decides where a pod goes. The answer does not depend on the order of `nodes`.
-pub fn decide<'a>(ask: &'a Ask, nodes: &'a [NodeView]) -> Decision<'a> {
+/// Decides where a pod goes. The answer does not depend on the order of the nodes.
+pub fn decide<'a>(ask: &'a Ask, fleet: &'a Fleet) -> Decision<'a> {
+    let asked = Asked::new(ask, fleet);
     let mut rejected = Vec::new();
     let mut candidates = Vec::new();
-    let mut best: Option<(Candidate<'a>, &NodeView)> = None;
-    for node in nodes {
-        if let Some(miss) = first_miss(ask, node) {
+    let mut best: Option<(Candidate<'a>, usize)> = None;
+    for (place, node) in fleet.nodes().iter().enumerate() {
+        if let Some(miss) = asked.first_miss(place) {
             rejected.push(Rejected { node: &node.name, miss });
             continue;
         }
         let candidate = Candidate {
             node: &node.name,
-            terms: Terms::of(ask, node),
+            terms: Terms::of(&asked, node, place),
         };
         if best.is_none_or(|(b, _)| candidate.compare(&b).is_lt()) {
-            best = Some((candidate, node));
+            best = Some((candidate, place));
         }
         candidates.push(candidate);
     }
     match best {
-        Some((best, node)) => Decision::Place {
+        Some((best, place)) => Decision::Place {
             node: best.node,
-            because: because(ask, node, &best, &candidates, nodes.len()),
+            because: because(ask, fleet, place, &best, &candidates),
             candidates,
             rejected,
         },
-        None => no_fit(ask, nodes, rejected),
+        None => no_fit(ask, fleet.nodes(), rejected),
     }
 }
 
@@ -110,11 +112,13 @@ impl Rejected<'_> {
     }
 }
 
-fn because(ask: &Ask, node: &NodeView, best: &Candidate<'_>, candidates: &[Candidate<'_>], nodes: usize) -> String {
+fn because(ask: &Ask, fleet: &Fleet, place: usize, best: &Candidate<'_>, candidates: &[Candidate<'_>]) -> String {
+    let (node, nodes) = (&fleet.nodes()[place], fleet.nodes().len());
     let mut facts = Vec::new();
-    let class = classes(node).distinct();
-    if ask.asks_gpu() && !class.is_empty() {
-        facts.push(format!("class {}", class.into_iter().collect::<Vec<_>>().join(" and ")));
+    let classes = &fleet.class_sets()[fleet.digests()[place].class_set];
+    if ask.asks_gpu() && !classes.is_empty() {
+        let list: Vec<&str> = classes.iter().map(String::as_str).collect();
+        facts.push(format!("class {}", list.join(" and ")));
     }
     if ask.gpus().next().is_some() {
         let (mut free, mut all) = (0, 0);

@@ -21,7 +21,7 @@ fn node(name: &str, class: Option<&str>, gpus: i64, used: i64) -> NodeView {
     NodeView {
         name: name.into(),
         labels: class
-            .map(|c| (super::super::filter::CLASS_LABEL.to_owned(), c.to_owned()))
+            .map(|c| (crate::placement::fleet::CLASS_LABEL.to_owned(), c.to_owned()))
             .into_iter()
             .collect(),
         allocatable,
@@ -77,7 +77,7 @@ fn a_pod_goes_to_the_best_node_and_the_sentence_says_why() {
             "cpu-0: spares the GPU nodes among 5 nodes that fit",
         ),
     ] {
-        match decide(&ask, &fleet()) {
+        match decide(&ask, &Fleet::new(fleet())) {
             Decision::Place { because, .. } => assert_eq!(because, want, "{what}"),
             Decision::NoFit { message, .. } => panic!("{what}: {message}"),
         }
@@ -88,7 +88,8 @@ fn a_pod_goes_to_the_best_node_and_the_sentence_says_why() {
 fn equal_nodes_go_by_name() {
     let nodes = [node("b", Some("t4"), 4, 0), node("a", Some("t4"), 4, 0)];
     let ask = ask(1, &[]);
-    let Decision::Place { node, because, .. } = decide(&ask, &nodes) else {
+    let fleet = Fleet::new(nodes.into());
+    let Decision::Place { node, because, .. } = decide(&ask, &fleet) else {
         panic!("both fit")
     };
     assert_eq!(node, "a");
@@ -107,7 +108,7 @@ fn avoidable_taints_are_avoided() {
         ..Taint::default()
     });
     assert!(matches!(
-        decide(&ask(1, &[]), &nodes),
+        decide(&ask(1, &[]), &Fleet::new(nodes.into())),
         Decision::Place { node: "b", .. }
     ));
 }
@@ -159,7 +160,7 @@ fn what_fits_nowhere_is_told_the_nearest_miss() {
             "no node fits: 1 node looked at; nearest is n: has 0 of 1 nvidia.com/gpu free (0 allocatable, 0 in use or promised)",
         ),
     ] {
-        match &decide(&ask, &nodes) {
+        match &decide(&ask, &Fleet::new(nodes.clone())) {
             Decision::NoFit { reason: r, message, .. } => assert_eq!((*r, message.as_str()), (reason, want), "{what}"),
             Decision::Place { because, .. } => panic!("{what}: {because}"),
         };
@@ -175,7 +176,8 @@ fn a_missing_device_plugin_is_told_with_what_is_there() {
         ..Hardware::default()
     });
     let ask = ask(1, &[]);
-    let Decision::NoFit { message, .. } = decide(&ask, &nodes) else {
+    let fleet = Fleet::new(nodes);
+    let Decision::NoFit { message, .. } = decide(&ask, &fleet) else {
         panic!("nothing fits")
     };
     assert_eq!(
@@ -216,7 +218,8 @@ proptest! {
                 && ask.requests.0.iter().all(|(name, wanted)| *wanted == 0 || *wanted <= left(name))
                 && (ask.classes.is_empty() || class.is_some_and(|c| ask.classes.contains(c)))
         };
-        match decide(&ask, &nodes) {
+        let fleet = Fleet::new(nodes.clone());
+        match decide(&ask, &fleet) {
             Decision::Place { node, candidates, rejected, .. } => {
                 prop_assert!(nodes.iter().any(|n| n.name == node && fits(n)));
                 prop_assert_eq!(candidates.len() + rejected.len(), nodes.len());
@@ -244,6 +247,7 @@ proptest! {
             Decision::Place { because, .. } => because,
             Decision::NoFit { message, .. } => message,
         };
-        prop_assert_eq!(told(decide(&ask, &nodes)), told(decide(&ask, &shuffled)));
+        let (one, other) = (Fleet::new(nodes), Fleet::new(shuffled));
+        prop_assert_eq!(told(decide(&ask, &one)), told(decide(&ask, &other)));
     }
 }

@@ -5,6 +5,7 @@ use crate::facts::NvmlStatus;
 use crate::health::GpuState;
 use crate::placement::Resources;
 use crate::placement::ask::{Operator, Requirement, Term, Toleration};
+use crate::placement::fleet::{CLASS_LABEL, COMPUTE_LABELS};
 use crate::placement::node::{GpuView, Taint};
 
 const GI: u64 = 1 << 30;
@@ -74,7 +75,8 @@ fn check(cases: &[(&str, Change, Option<&str>)]) {
     for (name, change, want) in cases {
         let (mut node, mut ask) = (node(), ask());
         change(&mut node, &mut ask);
-        let miss = first_miss(&ask, &node).map(|m| m.to_string());
+        let fleet = Fleet::new(vec![node]);
+        let miss = Asked::new(&ask, &fleet).first_miss(0).map(|m| m.to_string());
         assert_eq!(miss.as_deref(), *want, "{name}");
     }
 }
@@ -85,12 +87,16 @@ fn kubernetes_rules() {
         ("it fits as it is", |_, _| {}, None),
         (
             "selector that holds",
-            |_, a| drop(a.node_selector.insert("zone".into(), "a".into())),
+            |_, a| {
+                a.node_selector.insert("zone".into(), "a".into());
+            },
             None,
         ),
         (
             "selector that does not",
-            |_, a| drop(a.node_selector.insert("zone".into(), "b".into())),
+            |_, a| {
+                a.node_selector.insert("zone".into(), "b".into());
+            },
             Some("lacks node label zone=b"),
         ),
         (
@@ -165,7 +171,9 @@ fn kubernetes_rules() {
         ),
         (
             "host port taken",
-            |_, a| drop(a.host_ports.insert(("TCP".into(), "10.0.0.1".into(), 8000))),
+            |_, a| {
+                a.host_ports.insert(("TCP".into(), "10.0.0.1".into(), 8000));
+            },
             Some("host port 10.0.0.1:8000/TCP is taken"),
         ),
     ]);
@@ -199,7 +207,9 @@ fn resources_are_those_left() {
         ),
         (
             "the pod itself counts",
-            |n, _| drop(n.used.0.insert("pods".into(), 110_000)),
+            |n, _| {
+                n.used.0.insert("pods".into(), 110_000);
+            },
             Some("has 0 of 1 pods free (110 allocatable, 110 in use or promised)"),
         ),
         (
@@ -435,7 +445,9 @@ fn live_facts_are_asked_of_the_gpus_still_to_hand_out() {
         ),
         (
             "refused there lately",
-            |n, a| drop(a.refused.insert(n.name.clone(), "0/1 nodes are available".into())),
+            |n, a| {
+                a.refused.insert(n.name.clone(), "0/1 nodes are available".into());
+            },
             Some("refused a pod of the same owner: 0/1 nodes are available"),
         ),
     ]);
@@ -447,11 +459,17 @@ fn the_first_reason_is_the_one_given() {
     let (mut node, mut ask) = (node(), ask());
     let mut seen = Vec::new();
     let breaks: [Change; 11] = [
-        |n, a| drop(a.refused.insert(n.name.clone(), String::new())),
+        |n, a| {
+            a.refused.insert(n.name.clone(), String::new());
+        },
         |_, a| a.gpu_memory = Some(200 * GI),
         |n, _| n.hardware.as_mut().unwrap().missing_gpus = 1,
-        |_, a| drop(a.host_ports.insert(("TCP".into(), "0.0.0.0".into(), 8000))),
-        |_, a| drop(a.requests.0.insert("cpu".into(), i64::MAX)),
+        |_, a| {
+            a.host_ports.insert(("TCP".into(), "0.0.0.0".into(), 8000));
+        },
+        |_, a| {
+            a.requests.0.insert("cpu".into(), i64::MAX);
+        },
         |_, a| a.compute_capability = Some((10, 0)),
         |_, a| a.classes = vec!["b200".into()],
         |n, _| {
@@ -463,11 +481,15 @@ fn the_first_reason_is_the_one_given() {
         },
         |n, _| n.unschedulable = true,
         |_, a| a.affinity = Some(vec![]),
-        |_, a| drop(a.node_selector.insert("zone".into(), "b".into())),
+        |_, a| {
+            a.node_selector.insert("zone".into(), "b".into());
+        },
     ];
     for change in breaks {
         change(&mut node, &mut ask);
-        seen.push(first_miss(&ask, &node).expect("something is broken").stage());
+        let fleet = Fleet::new(vec![node.clone()]);
+        let miss = Asked::new(&ask, &fleet).first_miss(0);
+        seen.push(miss.expect("something is broken").stage());
     }
     assert!(seen.windows(2).all(|w| w[1] < w[0]), "{seen:?}");
 }

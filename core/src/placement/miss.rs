@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use super::node::{GpuView, Taint};
+use super::node::{GpuView, NodeView, Taint};
 use super::resources::{amount, bytes};
 use super::selector::HostPort;
 use crate::facts::NvmlStatus;
@@ -76,7 +76,7 @@ pub enum Miss<'a> {
     /// Of none of the wanted classes.
     Class {
         /// What the node has.
-        has: Classes<'a>,
+        has: &'a BTreeSet<String>,
         /// Wanted, in order of preference.
         wanted: &'a [String],
     },
@@ -93,10 +93,10 @@ pub enum Miss<'a> {
         name: &'a str,
         /// Requested.
         wanted: i64,
-        /// `None`: the node does not have the resource at all.
-        allocatable: Option<i64>,
-        /// In use or promised.
-        used: i64,
+        /// Left.
+        left: i64,
+        /// The node, for what is allocatable and used.
+        node: &'a NodeView,
     },
     /// A host port is taken.
     HostPort(&'a HostPort),
@@ -125,46 +125,6 @@ pub enum Miss<'a> {
     Refused(&'a str),
 }
 
-/// GPU classes of a node, from where they are known.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Classes<'a> {
-    /// Its agent's GPUs, at least one.
-    Gpus(&'a [GpuView]),
-    /// The label `berth.dev/gpu-class`; `None`: no such label.
-    Label(Option<&'a str>),
-}
-
-impl<'a> Classes<'a> {
-    /// Place of the node's class in a list of wanted ones. With several classes on the node it is the worst place, since any GPU may be
-    /// handed out; `None`: at least one GPU is of a class that is not wanted, or no class is known.
-    pub fn rank(self, wanted: &[String]) -> Option<usize> {
-        let place = |class: &str| wanted.iter().position(|w| w == class);
-        match self {
-            Self::Label(class) => place(class?),
-            Self::Gpus(gpus) => {
-                let mut worst = 0;
-                let mut last: Option<&str> = None;
-                for gpu in gpus {
-                    // Nearly always all GPUs of a node are alike.
-                    if last != Some(gpu.class.as_str()) {
-                        worst = worst.max(place(&gpu.class)?);
-                        last = Some(&gpu.class);
-                    }
-                }
-                Some(worst)
-            }
-        }
-    }
-
-    /// The distinct classes, sorted.
-    pub fn distinct(self) -> BTreeSet<&'a str> {
-        match self {
-            Self::Label(class) => class.into_iter().collect(),
-            Self::Gpus(gpus) => gpus.iter().map(|g| g.class.as_str()).collect(),
-        }
-    }
-}
-
 impl Miss<'_> {
     /// The step of the filter that it belongs to.
     pub fn stage(&self) -> Stage {
@@ -187,15 +147,7 @@ impl Miss<'_> {
     #[allow(clippy::cast_precision_loss)] // a share for comparing, nobody adds it up
     pub fn shortfall(&self) -> f64 {
         match self {
-            Self::Resource {
-                wanted,
-                allocatable,
-                used,
-                ..
-            } => {
-                let free = allocatable.unwrap_or(0).saturating_sub(*used).max(0);
-                1.0 - free as f64 / (*wanted).max(1) as f64
-            }
+            Self::Resource { wanted, left, .. } => 1.0 - (*left).max(0) as f64 / (*wanted).max(1) as f64,
             Self::GpuMemory { free, wanted, .. } => 1.0 - *free as f64 / (*wanted).max(1) as f64,
             Self::ComputeCapability { has, wanted } => {
                 let number = |(major, minor): (u32, u32)| f64::from(major) + f64::from(minor) / 10.0;
@@ -258,8 +210,8 @@ impl fmt::Display for Miss<'_> {
             Self::Cordoned => f.write_str("is cordoned"),
             Self::Taint(taint) => write!(f, "taint {taint} is not tolerated"),
             Self::Class { has, wanted } => {
-                let (has, wanted) = (has.distinct(), wanted.join(" or "));
-                let list = has.iter().copied().collect::<Vec<_>>().join(" and ");
+                let wanted = wanted.join(" or ");
+                let list = has.iter().map(String::as_str).collect::<Vec<_>>().join(" and ");
                 match has.len() {
                     0 => write!(f, "has no GPU of class {wanted}"),
                     1 => write!(f, "is of class {list}, not {wanted}"),
@@ -276,23 +228,19 @@ impl fmt::Display for Miss<'_> {
             Self::Resource {
                 name,
                 wanted,
-                allocatable: None,
-                ..
-            } => write!(f, "has no {name}, {} wanted", amount(name, *wanted)),
-            Self::Resource {
-                name,
-                wanted,
-                allocatable: Some(allocatable),
-                used,
+                left,
+                node,
             } => {
-                let free = allocatable.saturating_sub(*used).max(0);
                 let show = |milli| amount(name, milli);
-                write!(f, "has {} of {} {name} free ", show(free), show(*wanted))?;
+                let Some(allocatable) = node.allocatable.0.get(*name) else {
+                    return write!(f, "has no {name}, {} wanted", show(*wanted));
+                };
+                write!(f, "has {} of {} {name} free ", show((*left).max(0)), show(*wanted))?;
                 write!(
                     f,
                     "({} allocatable, {} in use or promised)",
                     show(*allocatable),
-                    show(*used)
+                    show(node.used.milli(name))
                 )
             }
             Self::HostPort((protocol, ip, port)) => write!(f, "host port {ip}:{port}/{protocol} is taken"),

@@ -1,8 +1,8 @@
 //! Which node a waiting pod goes to, and why.
 //!
 //! ```text
-//! Ask ──────┐
-//! NodeView ─┴─► filter (first Miss of a node: why it is out, by how much) ──► score ──► decide ──► Decision
+//! Ask ───────────────┐
+//! NodeView ─► Fleet ─┴─► filter (first Miss of a node: why it is out, by how much) ──► score ──► decide ──► Decision
 //! ```
 //!
 //! The kubelet, not Berth, picks the device on the node. So a node counts only if every device that it may still hand out is ready, of
@@ -11,6 +11,7 @@
 pub mod ask;
 pub mod decide;
 pub mod filter;
+pub mod fleet;
 pub mod miss;
 pub mod node;
 pub mod resources;
@@ -19,6 +20,7 @@ pub mod selector;
 
 pub use ask::Ask;
 pub use decide::{Candidate, Decision, NoFitReason, Rejected, decide};
+pub use fleet::Fleet;
 pub use miss::{Miss, Stage};
 pub use node::NodeView;
 pub use resources::Resources;

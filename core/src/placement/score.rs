@@ -11,10 +11,8 @@
 
 use std::cmp::{Ordering, Reverse};
 
-use super::ask::Ask;
-use super::filter::classes;
+use super::filter::Asked;
 use super::node::NodeView;
-use super::resources::is_gpu;
 use super::selector::avoidable;
 
 /// Terms of one node's score, in the order in which they are compared; smaller is better, preferences aside.
@@ -47,26 +45,20 @@ pub enum DecidedBy {
 }
 
 impl Terms {
-    /// Of a node that fits.
-    pub fn of(ask: &Ask, node: &NodeView) -> Self {
-        let asks_gpu = ask.gpus().next().is_some();
-        let preferred = ask
+    /// Of a node that fits, at its place in the fleet.
+    pub(super) fn of(asked: &Asked<'_>, node: &NodeView, place: usize) -> Self {
+        let preferred = asked
+            .ask
             .preferred
             .iter()
             .filter(|(_, t)| t.matches(&node.name, &node.labels));
-        let left = |name: &str, wanted: i64| {
-            let free = node.allocatable.milli(name).saturating_sub(node.used.milli(name));
-            free.saturating_sub(wanted)
-        };
-        let cpu = node.allocatable.milli("cpu").max(1);
-        let cpu_left = i128::from(left("cpu", ask.requests.milli("cpu"))) * 1_000_000 / i128::from(cpu);
         Self {
-            class: classes(node).rank(&ask.classes).unwrap_or(0),
+            class: asked.class_rank(place),
             preferred: preferred.map(|(weight, _)| i64::from(*weight)).sum(),
-            taints: avoidable(&node.taints, &ask.tolerations),
-            wastes_gpus: !asks_gpu && has_gpus(node),
-            gpus_left: ask.gpus().map(|(name, wanted)| left(name, wanted)).sum(),
-            cpu_left: i64::try_from(cpu_left).unwrap_or(i64::MAX),
+            taints: avoidable(&node.taints, &asked.ask.tolerations),
+            wastes_gpus: asked.wastes_gpus(place),
+            gpus_left: asked.gpus_left(place),
+            cpu_left: asked.cpu_left(place),
         }
     }
 
@@ -95,15 +87,6 @@ impl Terms {
             DecidedBy::Name
         }
     }
-}
-
-fn has_gpus(node: &NodeView) -> bool {
-    node.hardware.as_ref().is_some_and(|h| !h.gpus.is_empty())
-        || node
-            .allocatable
-            .0
-            .iter()
-            .any(|(name, milli)| *milli > 0 && is_gpu(name))
 }
 
 #[cfg(test)]
