@@ -11,12 +11,15 @@
 
 use std::cmp::{Ordering, Reverse};
 
+use serde::Serialize;
+
 use super::filter::Asked;
 use super::node::NodeView;
 use super::selector::avoidable;
 
 /// Terms of one node's score, in the order in which they are compared; smaller is better, preferences aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Terms {
     /// Place of the node's class in the pod's list; 0 where the pod names none.
     pub class: usize,
