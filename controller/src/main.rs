@@ -5,7 +5,6 @@
 //! cluster/ watches ─┴─► the picture ──┼─► placement/  gated pod ─► node
 //!                                     └─► kinds/      object ─► children, status
 //! ```
-#![allow(dead_code)]
 
 mod agents;
 mod args;
@@ -61,7 +60,7 @@ fn main() -> anyhow::Result<()> {
     ended
 }
 
-async fn release(_settings: &Settings) -> anyhow::Result<()> {
-    let _client = client::connect().await?;
-    anyhow::bail!("release is not built in yet") // placement::release::release(client, &settings).await
+async fn release(settings: &Settings) -> anyhow::Result<()> {
+    let client = client::connect().await?;
+    Ok(placement::release::release(client, settings).await?)
 }

@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::http::{self, Role, RoleCell};
 use crate::leader::{self, Election};
 use crate::metrics::Metrics;
+use crate::placement::Explanations;
 use crate::trust::Trust;
 use crate::{agents, client, cluster, kinds, nodes, placement};
 
@@ -31,12 +32,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         cluster: Arc::new(Cluster::new()),
         metrics: Arc::new(Metrics::default()),
         role: Arc::new(RoleCell::default()),
+        explanations: Explanations::default(),
     };
     let context = Context {
         events: Events::start(client.clone(), &settings.pod_name),
         client,
         cluster: served.cluster.clone(),
         settings: Arc::new(settings),
+        explanations: served.explanations.clone(),
     };
     let listener = bind(context.settings.http_address, "health and metrics").await?;
     let http = tokio::spawn(http::serve(listener, served.clone(), stop.clone()));

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::metrics::Metrics;
+use crate::placement::Explanations;
 
 /// What this process is, for readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Served {
     pub metrics: Arc<Metrics>,
     /// What this process is.
     pub role: Arc<RoleCell>,
+    /// Why placement decided as it did, for the last pods.
+    pub explanations: Explanations,
 }
 
 /// Connections that are still open this long after `stop` are dropped.
@@ -125,9 +128,13 @@ async fn explain_one(State(served): State<Served>, Path((namespace, pod)): Path<
     if let Some(refused) = leading(&served) {
         return refused;
     }
-    match explain::one(&served.cluster.read(), &namespace, &pod) {
-        Some(explanation) => Json(explanation).into_response(),
-        None => {
+    let outcome = explain::one(&served.cluster.read(), &namespace, &pod);
+    let decision = served.explanations.explain(&namespace, &pod);
+    match (outcome, decision) {
+        (Some(outcome), decision) => Json(json!({"outcome": outcome, "decision": decision})).into_response(),
+        // Finished or deleted since; what was decided is still worth telling.
+        (None, Some(decision)) => Json(json!({"outcome": null, "decision": decision})).into_response(),
+        (None, None) => {
             let error = format!("no unfinished pod {namespace}/{pod} is known");
             (StatusCode::NOT_FOUND, Json(json!({"error": error}))).into_response()
         }
