@@ -33,8 +33,6 @@ const NODES_READY: Duration = Duration::from_secs(60);
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything of this cluster is.
-    pub state: PathBuf,
     /// Its machines.
     pub fleet: Fleet,
     /// Namespace of the installation.
@@ -58,9 +56,8 @@ pub enum Install {
 
 impl Options {
     /// The charts with their default values on a fleet.
-    pub fn new(state: impl Into<PathBuf>, fleet: Fleet) -> Self {
+    pub fn new(fleet: Fleet) -> Self {
         Self {
-            state: state.into(),
             fleet,
             namespace: NAMESPACE.to_owned(),
             install: Install::Charts(Value::Object(serde_json::Map::new())),
@@ -83,8 +80,9 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts a cluster; what an earlier run left in the state folder is ended and removed first.
-    pub async fn start(options: Options) -> Result<Self> {
-        let state = StateFolder::lock(&options.state)?;
+    ///
+    /// A call that is dropped before it returns leaves processes behind; [`process::sweep`] ends them.
+    pub async fn start(state: StateFolder, options: Options) -> Result<Self> {
         let path = state.path().to_path_buf();
         process::sweep(&path).await?;
         state.clear()?;
@@ -248,6 +246,11 @@ impl Cluster {
         self.kubelet.process(&self.namespace, pod, container)
     }
 
+    /// The process of a running container in any namespace.
+    pub fn process_in(&self, namespace: &str, pod: &str, container: &str) -> Result<Process> {
+        self.kubelet.process(namespace, pod, container)
+    }
+
     /// Forwarders of Services, and host ports of pods.
     pub fn services(&self) -> &Services {
         self.kubelet.services()
@@ -265,6 +268,11 @@ impl Cluster {
             .await
             .map_err(Error::kube(format!("list pods of {component}")))?
             .items)
+    }
+
+    /// Where a program of the control plane is.
+    pub fn tool(&self, tool: Tool) -> &Path {
+        self.toolchain.path(tool)
     }
 
     /// Runs kubectl; its stdout.

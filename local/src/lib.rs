@@ -31,6 +31,7 @@ pub use error::{Error, Result};
 pub use fleet::{Fleet, NodeSpec};
 pub use process::{Process, Signal};
 pub use progress::Progress;
+pub use state::StateFolder;
 
 /// The checkout that this was built from.
 pub fn checkout() -> &'static std::path::Path {

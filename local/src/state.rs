@@ -13,8 +13,8 @@ use crate::process::Identity;
 
 /// A state folder longer than this gets a short name: below it, a pod's socket is 45 bytes more, and 107 is the limit.
 const LONGEST: usize = 60;
-/// Files that outlive a cluster: the lock itself, and the log of a detached run.
-pub const KEPT: [&str; 3] = ["lock", "owner.json", "up.log"];
+/// Files that are not the cluster's: the lock, and what `cargo xtask up` writes about its run.
+const KEPT: [&str; 4] = ["lock", "owner.json", "up.log", "status.json"];
 
 /// The state folder, locked for as long as this lives; a crash unlocks it too.
 #[derive(Debug)]

@@ -1,29 +1,73 @@
-//! `cargo xtask`: what a contributor does with this repository.
+//! `cargo xtask`: what is done with this checkout, by people and by CI.
+//!
+//! - `up`, `down`: a whole cluster on this machine
+//! - `test`: everything that must hold before a change is merged
+//! - `gen`: files that are made from the code
+//! - `bench`: measurements
 
+mod down;
 mod r#gen;
+mod show;
+mod status;
+mod test;
+mod up;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Tasks of this repository.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
     #[command(subcommand)]
-    task: Task,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Task {
-    /// Write CRDs, RBAC and the permissions page from the Rust types and tables.
+enum Command {
+    /// Start a whole cluster on this machine, and show what Berth does in it.
+    Up(up::Args),
+    /// End the cluster that `up` has started.
+    Down(down::Args),
+    /// Check generated files, format and lints, then run every test.
+    Test(test::Args),
+    /// Write the files that are made from the code.
     Gen {
-        /// Write nothing; fail when a file differs from what would be written.
+        /// Write nothing; fail if a file is not up to date.
         #[arg(long)]
         check: bool,
     },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().task {
-        Task::Gen { check } => r#gen::run(check),
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Memory and API calls of an agent and its probe.
+    Agent,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Args::parse().command {
+        Command::Up(args) => up::run(args),
+        Command::Down(args) => down::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Gen { check } => r#gen::run(check),
+        Command::Bench { bench: Bench::Agent } => Err(anyhow::anyhow!("`bench agent` is not written yet")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,0 +1,72 @@
+//! `cargo xtask test`: everything that must hold before a change is merged; the first failure ends it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+/// Variable that tells behaviour tests where our programs are; see `berth_local::toolchain::BUILT`.
+const PROGRAMS: &str = berth_local::toolchain::BUILT;
+
+/// Arguments of `test`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only tests whose name contains this; generated files, format and lints are not checked then.
+    filter: Option<String>,
+}
+
+/// Runs the steps.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
+    let started = Instant::now();
+    if args.filter.is_none() {
+        step("generated files", || crate::r#gen::run(true))?;
+        step("format", || cargo(&["fmt", "--check"], &[]))?;
+        step("lints", || {
+            cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+        })?;
+    }
+    // The same selection of packages everywhere, so that no dependency is compiled twice.
+    step("build", || cargo(&["build", "--workspace"], &[]))?;
+    step("unit tests", || {
+        cargo(&["test", "--workspace", "--lib", "--bins"], &filter)
+    })?;
+    step("behaviour tests", || {
+        cargo(&["test", "--workspace", "--test", "*"], &filter)
+    })?;
+    println!("\nall passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    println!("\n══ {name}");
+    let started = Instant::now();
+    let result = work();
+    let word = if result.is_ok() { "ok" } else { "FAILED" };
+    println!("══ {name}: {word} ({:.1} s)", started.elapsed().as_secs_f32());
+    result.with_context(|| format!("{name} failed"))
+}
+
+fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(berth_local::checkout())
+        .args(args)
+        .args(filter)
+        .env(PROGRAMS, programs()?);
+    // Snapshots are compared, never accepted on the way.
+    command.env("INSTA_UPDATE", "no");
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo {} {}: {status}", args.join(" "), filter.join(" "));
+    }
+    Ok(())
+}
+
+/// This program was built into the same folder as the others.
+fn programs() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program's own folder")?;
+    own.parent().map(PathBuf::from).context("this program has no folder")
+}
