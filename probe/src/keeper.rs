@@ -152,16 +152,11 @@ impl Keeper {
         match self.status.state {
             NvmlState::Ready | NvmlState::Released => pace::IDLE,
             NvmlState::Hung => pace::IDLE.min(self.call_timeout),
-            NvmlState::Unknown
-            | NvmlState::NoLibrary
-            | NvmlState::NoDriver
-            | NvmlState::VersionMismatch
-            | NvmlState::ProbeUnavailable
-            | NvmlState::Error => self
-                .try_at
-                .saturating_duration_since(Instant::now())
-                .min(pace::LOOK)
-                .max(pace::SHORTEST_PAUSE),
+            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable => pace::LOOK,
+            NvmlState::NoDriver | NvmlState::VersionMismatch | NvmlState::Error => {
+                let until_try = self.try_at.saturating_duration_since(Instant::now());
+                until_try.clamp(pace::SHORTEST_PAUSE, pace::LOOK)
+            }
         }
     }
 

@@ -148,7 +148,7 @@ mod tests {
         )
         .unwrap();
         let first = search.look();
-        assert_eq!(first.libraries, [real.clone()]);
+        assert_eq!(first.libraries, std::slice::from_ref(&real));
         assert_eq!(first, search.look());
 
         let on_host = put(&host, "usr/lib64/libnvidia-ml.so.1");
