@@ -140,7 +140,7 @@ impl Cluster {
             kubelet,
             state,
         };
-        cluster.wait_nodes_ready().await?;
+        cluster.unless_failed(cluster.wait_nodes_ready()).await?;
         step.done(&format!("{} ready", cluster.nodes.all().len()));
         Ok((cluster, options.install, progress))
     }
@@ -150,11 +150,19 @@ impl Cluster {
             Install::Nothing => progress.skip("charts", "not wanted"),
             Install::Charts(values) => {
                 let step = progress.begin("charts", "helm install, until every pod is ready");
-                step.watch(self.install(&values)).await?;
+                step.watch(self.unless_failed(self.install(&values))).await?;
                 step.done("installed");
             }
         }
         Ok(())
+    }
+
+    /// What is waited for may never come once a server has ended.
+    async fn unless_failed<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            result = work => result,
+            error = self.failed() => Err(error),
+        }
     }
 
     async fn wait_nodes_ready(&self) -> Result<()> {

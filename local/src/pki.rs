@@ -36,6 +36,8 @@ pub struct Pki {
     pub etcd_client: Pair,
     /// Signs ServiceAccount tokens.
     pub service_account_key: PathBuf,
+    /// Checks them.
+    pub service_account_public_key: PathBuf,
     /// Signs the aggregator's client certificate.
     pub front_proxy_ca: PathBuf,
     /// The aggregator as a client of aggregated API servers.
@@ -65,11 +67,14 @@ impl Pki {
             "kubernetes.default.svc",
             "kubernetes.default.svc.cluster.local",
         ];
+        let service_accounts = key("service accounts")?;
         let service_account_key = folder.join("service-account.key");
+        files::write(&service_account_key, service_accounts.serialize_pem().as_bytes(), 0o600)?;
+        let service_account_public_key = folder.join("service-account.pub");
         files::write(
-            &service_account_key,
-            key("service accounts")?.serialize_pem().as_bytes(),
-            0o600,
+            &service_account_public_key,
+            service_accounts.public_key_pem().as_bytes(),
+            0o644,
         )?;
         Ok(Self {
             server: ca.issue(folder, "server", "kube-apiserver", None, &names)?,
@@ -77,6 +82,7 @@ impl Pki {
             etcd_client: ca.issue(folder, "etcd-client", "kube-apiserver-etcd-client", None, &[])?,
             front_proxy_client: front_proxy.issue(folder, "front-proxy-client", "front-proxy-client", None, &[])?,
             service_account_key,
+            service_account_public_key,
             front_proxy_ca: front_proxy.cert,
             ca: ca.cert,
             ca_der: ca.der,

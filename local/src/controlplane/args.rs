@@ -87,7 +87,7 @@ impl Layout {
             file("tls-cert-file", &pki.server.cert),
             file("tls-private-key-file", &pki.server.key),
             flag("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
-            file("service-account-key-file", &pki.service_account_key),
+            file("service-account-key-file", &pki.service_account_public_key),
             file("service-account-signing-key-file", &pki.service_account_key),
             // Without these no aggregated API server can tell who asks.
             file("requestheader-client-ca-file", &pki.front_proxy_ca),
@@ -217,6 +217,10 @@ options:
   manageAllNodes: false
   manageNodesWithAnnotationSelector: {KWOK_ANNOTATION}={KWOK_ANNOTATION_VALUE}
   nodeLeaseDurationSeconds: 40
+  nodeLeaseParallelism: 4
+  nodePlayStageParallelism: 4
+  podPlayStageParallelism: 4
+  podsOnNodeSyncParallelism: 4
   cidr: 10.244.0.0/16
   nodeIP: 127.0.0.1
 "

@@ -41,7 +41,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts it under `state`; ready means that each server's own `/readyz` says so.
+    /// Starts it under `state`; ready means that each server says so itself.
     ///
     /// Requests of ServiceAccounts in `audited_namespace` are logged.
     pub async fn start(
@@ -84,12 +84,12 @@ impl ControlPlane {
         let etcd = spawn(Tool::Etcd, layout.etcd())?;
         wait::until_listening(&etcd, layout.etcd_client).await?;
         let apiserver = spawn(Tool::KubeApiserver, layout.apiserver())?;
-        wait::until_ready(&apiserver, &client).await?;
+        wait::until_ok(&apiserver, &client, "readyz").await?;
         let manager = spawn(Tool::KubeControllerManager, layout.controller_manager())?;
         let scheduler = spawn(Tool::KubeScheduler, layout.scheduler())?;
         let kwok = spawn(Tool::Kwok, layout.kwok())?;
-        wait::until_ready(&manager, &anonymous(layout.controller_manager, &layout.pki)?).await?;
-        wait::until_ready(&scheduler, &anonymous(layout.scheduler, &layout.pki)?).await?;
+        wait::until_ok(&manager, &anonymous(layout.controller_manager, &layout.pki)?, "healthz").await?;
+        wait::until_ok(&scheduler, &anonymous(layout.scheduler, &layout.pki)?, "readyz").await?;
         Ok(Self {
             client,
             server: layout.server(),
@@ -143,7 +143,7 @@ pub async fn is_healthy(kubeconfig: &Path) -> bool {
     let Ok(client) = client(kubeconfig).await else {
         return false;
     };
-    wait::readyz(&client).await.is_ok()
+    wait::ask(&client, "readyz").await.is_ok()
 }
 
 fn anonymous(port: u16, pki: &Pki) -> Result<Client> {

@@ -28,15 +28,15 @@ pub async fn until_listening(process: &Process, port: u16) -> Result<()> {
     .await
 }
 
-/// Waits until a server's `/readyz` says ok.
-pub async fn until_ready(process: &Process, client: &Client) -> Result<()> {
-    until(process, || readyz(client)).await
+/// Waits until a path of a server (`readyz`, `healthz`) says ok.
+pub async fn until_ok(process: &Process, client: &Client, path: &str) -> Result<()> {
+    until(process, || ask(client, path)).await
 }
 
 /// Asks once.
-pub async fn readyz(client: &Client) -> Result<(), String> {
+pub async fn ask(client: &Client, path: &str) -> Result<(), String> {
     let request = Request::new("")
-        .get("readyz", &GetParams::default())
+        .get(path, &GetParams::default())
         .map_err(|e| e.to_string())?;
     match tokio::time::timeout(REQUEST, client.request_text(request)).await {
         Ok(Ok(_)) => Ok(()),
