@@ -21,7 +21,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::patch::{drop_gate, operations_patch};
+use super::patch::{drop_gate, is_outdated, operations_patch};
 use crate::args::Settings;
 
 /// Longest time for the controller's pods to go.
@@ -77,8 +77,7 @@ impl ReleaseError {
 
     /// The object is not as it was when the patch was made.
     fn is_outdated(&self) -> bool {
-        matches!(self, Self::Call { source: kube::Error::Api(s), .. }
-            if s.is_conflict() || (s.code == 422 && !s.is_invalid()))
+        matches!(self, Self::Call { source: kube::Error::Api(s), .. } if is_outdated(s))
     }
 }
 
