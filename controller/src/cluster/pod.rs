@@ -385,7 +385,7 @@ fn toleration(t: &core::Toleration) -> Toleration {
     }
 }
 
-/// The one node that every term names by `metadata.name`.
+/// The one node that every term names by `metadata.name`; an empty term matches nothing and counts for nothing.
 fn pinned_to(terms: &[Term]) -> Option<String> {
     let name = |t: &Term| {
         t.fields
@@ -393,8 +393,9 @@ fn pinned_to(terms: &[Term]) -> Option<String> {
             .find(|r| r.key == "metadata.name" && r.operator == Operator::In && r.values.len() == 1)
             .map(|r| r.values[0].clone())
     };
-    let first = name(terms.first()?)?;
-    terms.iter().all(|t| name(t).as_ref() == Some(&first)).then_some(first)
+    let mut terms = terms.iter().filter(|t| **t != Term::default());
+    let first = name(terms.next()?)?;
+    terms.all(|t| name(t).as_ref() == Some(&first)).then_some(first)
 }
 
 #[cfg(test)]
@@ -453,5 +454,7 @@ mod tests {
         );
         assert_eq!(with(serde_json::json!([term("a"), term("b")])).pinned_to, None);
         assert_eq!(with(serde_json::json!([])).pinned_to, None);
+        assert_eq!(with(serde_json::json!([{}, term("a")])).pinned_to.as_deref(), Some("a"));
+        assert_eq!(with(serde_json::json!([{}])).pinned_to, None);
     }
 }

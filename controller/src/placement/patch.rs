@@ -3,6 +3,7 @@
 use berth_crds::names;
 use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use kube::api::Patch;
+use kube::core::Status;
 use serde_json::{Value, json};
 
 use crate::cluster::Pod;
@@ -28,10 +29,7 @@ pub fn release(pod: &Pod) -> Patch<()> {
     if !pod.ask.classes.is_empty() {
         let class = requirement(names::GPU_CLASS, &pod.ask.classes);
         let affinity = tightened(pod.node_affinity.as_ref(), |term| {
-            // An empty term matches no node; with a requirement it would match some.
-            if *term != NodeSelectorTerm::default() || pod.ask.affinity.is_none() {
-                term.match_expressions.get_or_insert_default().push(class.clone());
-            }
+            term.match_expressions.get_or_insert_default().push(class.clone());
         });
         operations.push(set_affinity(pod, &affinity));
     }
@@ -50,6 +48,16 @@ pub fn drop_gate(place: usize) -> Patch<()> {
 /// A JSON patch of these operations.
 pub fn operations_patch(operations: Vec<Value>) -> Patch<()> {
     Patch::Json(serde_json::from_value(Value::Array(operations)).expect("operations are literals of this crate"))
+}
+
+/// Whether a write was refused because the object is no longer as it was. A `test` of a JSON patch that fails is answered with 422 and,
+/// unlike a validation, does not name the object.
+pub fn is_outdated(answer: &Status) -> bool {
+    let names_no_object = answer
+        .details
+        .as_ref()
+        .is_none_or(|d| d.kind.is_empty() && d.causes.is_empty());
+    answer.is_conflict() || (answer.code == 422 && names_no_object)
 }
 
 /// One reference token of a JSON pointer.
@@ -75,15 +83,24 @@ fn requirement(key: &str, values: &[String]) -> NodeSelectorRequirement {
     }
 }
 
-/// Terms are ORed, so that every one of them is tightened; without any, one is made.
+/// Terms are ORed, so that every one of them is tightened; without any, one is made. An empty term matches no node and stays so: with a
+/// requirement it would match some, and the API server refuses that.
 fn tightened(affinity: Option<&NodeAffinity>, tighten: impl FnMut(&mut NodeSelectorTerm)) -> NodeAffinity {
     let mut affinity = affinity.cloned().unwrap_or_default();
-    let required = affinity
-        .required_during_scheduling_ignored_during_execution
-        .get_or_insert_with(|| NodeSelector {
-            node_selector_terms: vec![NodeSelectorTerm::default()],
-        });
-    required.node_selector_terms.iter_mut().for_each(tighten);
+    let required = &mut affinity.required_during_scheduling_ignored_during_execution;
+    match required {
+        Some(required) => {
+            let terms = required.node_selector_terms.iter_mut();
+            terms.filter(|t| **t != NodeSelectorTerm::default()).for_each(tighten);
+        }
+        None => {
+            let mut terms = vec![NodeSelectorTerm::default()];
+            terms.iter_mut().for_each(tighten);
+            *required = Some(NodeSelector {
+                node_selector_terms: terms,
+            });
+        }
+    }
     affinity
 }
 
@@ -199,13 +216,34 @@ mod tests {
 
     #[test]
     fn the_pod_is_seen_as_pinned_afterwards() {
-        for terms in [
-            json!([{"matchExpressions": [{"key": "z", "operator": "Exists"}]}]),
-            json!([{}]),
-        ] {
+        let zone = json!({"matchExpressions": [{"key": "z", "operator": "Exists"}]});
+        for terms in [json!([zone]), json!([zone, {}])] {
             let operations = written(&pin(&pod(required(terms), Value::Null), "n", ""));
             let after = pod(json!({"nodeAffinity": operations[0].1}), Value::Null);
             assert_eq!(after.pinned_to.as_deref(), Some("n"));
+        }
+    }
+
+    #[test]
+    fn an_outdated_decision_is_told_from_a_refused_one() {
+        // As kube-apiserver 1.36 answers.
+        let of_a_test = json!({"code": 422, "reason": "Invalid", "details": {}});
+        let of_a_validation = json!({"code": 422, "reason": "Invalid", "details": {"name": "p", "kind": "Pod", "causes": [
+            {"reason": "FieldValueForbidden", "message": "Forbidden", "field": "spec"}]}});
+        for (answer, want) in [
+            (of_a_test, true),
+            (of_a_validation, false),
+            (
+                json!({"code": 409, "reason": "Conflict", "details": {"name": "p", "kind": "pods"}}),
+                true,
+            ),
+            (json!({"code": 403, "reason": "Forbidden"}), false),
+            (json!({"code": 500, "reason": "InternalError"}), false),
+        ] {
+            let mut status = answer.clone();
+            status["status"] = "Failure".into();
+            let status: Status = serde_json::from_value(status).unwrap();
+            assert_eq!(is_outdated(&status), want, "{answer}");
         }
     }
 

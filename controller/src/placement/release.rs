@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use berth_crds::names::{self, managers};
+use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -21,7 +22,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::patch::{drop_gate, operations_patch};
+use super::patch::{drop_gate, is_outdated, operations_patch};
 use crate::args::Settings;
 
 /// Longest time for the controller's pods to go.
@@ -34,6 +35,8 @@ const CALL: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(250);
 /// Objects that one page of a list holds.
 const PAGE: u32 = 500;
+/// Objects that are worked on at a time.
+const AT_A_TIME: usize = 16;
 /// Tries on an object that others change at the same time.
 const TRIES: usize = 5;
 
@@ -77,8 +80,7 @@ impl ReleaseError {
 
     /// The object is not as it was when the patch was made.
     fn is_outdated(&self) -> bool {
-        matches!(self, Self::Call { source: kube::Error::Api(s), .. }
-            if s.is_conflict() || (s.code == 422 && !s.is_invalid()))
+        matches!(self, Self::Call { source: kube::Error::Api(s), .. } if is_outdated(s))
     }
 }
 
@@ -87,43 +89,44 @@ type Result<T> = std::result::Result<T, ReleaseError>;
 /// Stops the controller and takes our gate from every Deployment, ReplicaSet and waiting pod of the cluster.
 pub async fn release(client: Client, settings: &Settings) -> Result<()> {
     stop_controller(&client, settings).await?;
-    for deployment in gated(
-        list::<Deployment>(&client, "Deployments", "").await?,
-        template::of_deployment,
-    ) {
-        let name = label("Deployment", &deployment);
-        match release_deployment(&client, &deployment).await {
-            Ok(()) => tracing::info!("{name}: the gate is out of the template, nothing restarted"),
-            Err(error) if error.is_gone() => tracing::info!("{name}: gone meanwhile"),
-            // One object must not keep the others; what is left is told at the end.
-            Err(error) => tracing::error!("{name}: {error}"),
-        }
-    }
-    for replica_set in gated(
-        list::<ReplicaSet>(&client, "ReplicaSets", "").await?,
-        template::of_replica_set,
-    ) {
-        let name = label("ReplicaSet", &replica_set);
-        match release_replica_set(&client, &replica_set).await {
-            Ok(()) => tracing::info!("{name}: the gate is out of the template"),
-            Err(error) if error.is_gone() => tracing::info!("{name}: gone meanwhile"),
-            Err(error) => tracing::error!("{name}: {error}"),
-        }
-    }
-    for pod in waiting_pods(&client).await? {
-        let name = label("Pod", &pod);
-        match release_pod(&client, pod).await {
-            Ok(()) => tracing::info!("{name}: released to kube-scheduler"),
-            Err(error) if error.is_gone() => tracing::info!("{name}: gone meanwhile"),
-            Err(error) => tracing::error!("{name}: {error}"),
-        }
-    }
+    let deployments = gated(list(&client, "Deployments", "").await?, template::of_deployment);
+    let done = "the gate is out of the template, nothing restarted";
+    each("Deployment", deployments, done, async |d| {
+        release_deployment(&client, d).await
+    })
+    .await;
+    // Those of others than Deployments.
+    let sets = gated(list(&client, "ReplicaSets", "").await?, template::of_replica_set);
+    let done = "the gate is out of the template";
+    each("ReplicaSet", sets, done, async |s| {
+        release_replica_set(&client, s).await
+    })
+    .await;
+    let pods = waiting_pods(&client).await?;
+    each("Pod", pods, "released to kube-scheduler", async |p| {
+        release_pod(&client, p).await
+    })
+    .await;
     let objects = left(&client).await?;
     if objects.is_empty() {
         tracing::info!("no gate {} is left", names::GATE);
         return Ok(());
     }
     Err(ReleaseError::Left { objects })
+}
+
+/// Does something to many objects, some at a time. One that fails must not keep the others; what is left is told at the end.
+async fn each<K: ResourceExt>(kind: &str, objects: Vec<K>, done: &str, act: impl AsyncFn(&K) -> Result<()>) {
+    let act = &act;
+    let all = objects.iter().map(|object| async move {
+        let name = label(kind, object);
+        match act(object).await {
+            Ok(()) => tracing::info!("{name}: {done}"),
+            Err(error) if error.is_gone() => tracing::info!("{name}: gone meanwhile"),
+            Err(error) => tracing::error!("{name}: {error}"),
+        }
+    });
+    stream::iter(all).buffer_unordered(AT_A_TIME).collect::<()>().await;
 }
 
 /// The running controller would gate anew what is released here.
@@ -249,17 +252,18 @@ async fn patch_replica_set(api: &Api<ReplicaSet>, name: &str, operations: Vec<se
     .await
 }
 
-async fn release_pod(client: &Client, mut pod: Pod) -> Result<()> {
+async fn release_pod(client: &Client, pod: &Pod) -> Result<()> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let mut place = pod_gate(pod);
     let mut tries = 0;
-    while let Some(place) = pod_gate(&pod) {
+    while let Some(gate) = place {
         let what = format!("patch Pod {namespace}/{name}");
-        match call(&what, api.patch(&name, &ours(), &drop_gate(place))).await {
+        match call(&what, api.patch(&name, &ours(), &drop_gate(gate))).await {
             Ok(_) => return Ok(()),
             Err(error) if error.is_outdated() && tries < TRIES => {
                 tries += 1;
-                pod = call(&format!("get Pod {namespace}/{name}"), api.get(&name)).await?;
+                place = pod_gate(&call(&format!("get Pod {namespace}/{name}"), api.get(&name)).await?);
             }
             Err(error) => return Err(error),
         }
@@ -279,14 +283,8 @@ fn pod_gate(pod: &Pod) -> Option<usize> {
 }
 
 async fn left(client: &Client) -> Result<Vec<String>> {
-    let deployments = gated(
-        list::<Deployment>(client, "Deployments", "").await?,
-        template::of_deployment,
-    );
-    let sets = gated(
-        list::<ReplicaSet>(client, "ReplicaSets", "").await?,
-        template::of_replica_set,
-    );
+    let deployments = gated(list(client, "Deployments", "").await?, template::of_deployment);
+    let sets = gated(list(client, "ReplicaSets", "").await?, template::of_replica_set);
     let pods = waiting_pods(client).await?;
     let objects = deployments.iter().map(|d| label("Deployment", d));
     let objects = objects.chain(sets.iter().map(|s| label("ReplicaSet", s)));

@@ -402,7 +402,7 @@ impl Rounds {
         }
         let attempts = self.failed.get(&pod.uid).map_or(0, |f| f.attempts);
         let again = Instant::now() + FIRST_RETRY.saturating_mul(1 << attempts.min(16)).min(LONGEST_RETRY);
-        if outdated(&error) {
+        if matches!(&error, WriteError::Api(kube::Error::Api(s)) if patch::is_outdated(s)) {
             tracing::debug!(pod = pod.ask.pod, %error, "the pod has changed since it was decided on");
         } else {
             tracing::warn!(pod = pod.ask.pod, ?step, %error, attempts, "write failed");
@@ -505,17 +505,6 @@ fn reference(pod: &Pod) -> core::ObjectReference {
         name: Some(pod.name.clone()),
         uid: Some(pod.uid.clone()),
         ..core::ObjectReference::default()
-    }
-}
-
-/// Whether a write failed because the pod is no longer as it was. A `test` of a JSON patch that fails is answered with 422 and, unlike a
-/// validation, names no field.
-fn outdated(error: &WriteError) -> bool {
-    match error {
-        WriteError::Api(kube::Error::Api(status)) => {
-            status.is_conflict() || (status.code == 422 && !status.is_invalid())
-        }
-        WriteError::Api(_) | WriteError::Timeout(_) => false,
     }
 }
 

@@ -1,5 +1,3 @@
-use kube::core::response::{Status, StatusSummary};
-
 use super::*;
 
 #[test]
@@ -52,25 +50,4 @@ fn outcomes_follow_what_the_pod_carries() {
         assert_eq!(placed(&pod, known.as_ref()), want.map(outcome), "{what}");
     }
     assert_eq!(placed(&Pod::default(), None), None, "not ours");
-}
-
-#[test]
-fn an_outdated_decision_is_told_from_a_refused_one() {
-    let status = |code: u16, reason: &str| {
-        WriteError::Api(kube::Error::Api(Box::new(Status {
-            status: Some(StatusSummary::Failure),
-            code,
-            reason: reason.into(),
-            ..Status::default()
-        })))
-    };
-    for (code, reason, want) in [
-        (409, "Conflict", true),
-        (422, "", true),
-        (422, "Invalid", false),
-        (403, "Forbidden", false),
-        (500, "InternalError", false),
-    ] {
-        assert_eq!(outdated(&status(code, reason)), want, "{code} {reason}");
-    }
 }

@@ -100,6 +100,27 @@ fn equal_nodes_go_by_name() {
 }
 
 #[test]
+fn a_node_with_two_wanted_classes_counts_as_the_less_wanted() {
+    let mut mixed = node("mixed", Some("a100"), 2, 0);
+    let gpus = ["a100", "t4"].map(|class| GpuView {
+        class: class.into(),
+        ..GpuView::default()
+    });
+    mixed.hardware = Some(Hardware {
+        gpus: gpus.into(),
+        ..Hardware::default()
+    });
+    let fleet = Fleet::new(vec![mixed, node("pure", Some("a100"), 8, 0)]);
+    for (classes, want) in [(["a100", "t4"], "pure"), (["t4", "a100"], "mixed")] {
+        let ask = ask(1, &classes);
+        let Decision::Place { node, .. } = decide(&ask, &fleet) else {
+            panic!("both fit")
+        };
+        assert_eq!(node, want, "{classes:?}");
+    }
+}
+
+#[test]
 fn avoidable_taints_are_avoided() {
     let mut nodes = [node("a", Some("t4"), 4, 3), node("b", Some("t4"), 4, 0)];
     nodes[0].taints.push(Taint {
