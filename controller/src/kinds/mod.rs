@@ -13,6 +13,8 @@ mod aideployment;
 mod apply;
 mod children;
 mod error;
+#[cfg(test)]
+mod examples;
 mod memory;
 mod problems;
 mod runtime_classes;
