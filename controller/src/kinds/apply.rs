@@ -85,12 +85,19 @@ pub fn decide(intent: &Intent, owner: &OwnerReference, seen: Option<&Child>, set
         return Decision::Taken(holder);
     }
     let same_intent = seen.annotation(names::APPLIED) == Some(intent.hash.as_str());
-    let differences = subset::differences(&intent.body, &seen.object);
+    let differences = differences(intent, seen);
     if same_intent && differences.is_subset(settled) {
         Decision::Keep
     } else {
         Decision::Update
     }
+}
+
+/// What of the intent the object does not hold. Items of a list do not say their kind, so that is no difference.
+fn differences(intent: &Intent, seen: &Child) -> BTreeSet<String> {
+    let mut found = subset::differences(&intent.body, &seen.object);
+    found.retain(|path| path != "apiVersion" && path != "kind");
+    found
 }
 
 /// Whose an object is, where it is not the owner's. One that lost its owner reference but still carries our marks is the owner's: it was
@@ -108,7 +115,7 @@ pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<String> {
         {
             None
         }
-        None => Some("nobody that it names as its controller".into()),
+        None => Some("somebody else: it has no owner reference to this one".into()),
     }
 }
 
@@ -186,7 +193,7 @@ impl Writer<'_> {
             .request(intent.kind, "apply", intent, api.patch(&intent.name, &params, &patch))
             .await?;
         let child = Child::new(answer);
-        let settled = subset::differences(&intent.body, &child.object);
+        let settled = differences(intent, &child);
         if !settled.is_empty() {
             tracing::info!(kind = intent.kind.as_str(), namespace = intent.namespace, name = intent.name, fields = ?settled,
                 "an admission rule of this cluster changed what was applied; it is left so");
@@ -289,14 +296,15 @@ mod tests {
     }
 
     fn intent() -> Intent {
-        let object = json!({"metadata": {"name": "m", "namespace": "ns"}, "spec": {"ports": [{"port": 80}]}});
+        let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "m", "namespace": "ns"}, "spec": {"ports": [{"port": 80}]}});
         Intent::new(Kind::Service, &owner("u"), object)
     }
 
     fn stored(intent: &Intent) -> Child {
         let mut object = intent.body.clone();
-        object["apiVersion"] = "v1".into();
-        object["kind"] = "Service".into();
+        // As in a list.
+        object["apiVersion"].take();
+        object["kind"].take();
         object["metadata"]["uid"] = "s".into();
         object["spec"]["clusterIP"] = "10.0.0.1".into();
         Child::new(serde_json::from_value(object).unwrap())
@@ -328,7 +336,7 @@ mod tests {
     fn what_an_admission_rule_changes_is_not_fought_over() {
         let mut mutated = stored(&intent());
         mutated.object["spec"]["ports"][0]["port"] = 81.into();
-        let settled = subset::differences(&intent().body, &mutated.object);
+        let settled = differences(&intent(), &mutated);
         assert_eq!(decide(&intent(), &owner("u"), Some(&mutated), &settled), Decision::Keep);
     }
 

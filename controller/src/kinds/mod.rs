@@ -14,6 +14,8 @@ mod apply;
 mod autonodelabeler;
 mod children;
 mod error;
+#[cfg(test)]
+mod examples;
 mod memory;
 mod problems;
 mod runtime_classes;

@@ -89,7 +89,8 @@ mod tests {
         let valid = || conditions(T::Accepted, S::True, R::Valid, "");
         let bad = |m| conditions(T::Accepted, S::False, R::InvalidSpec, m);
         let placed = |s, r| conditions(T::Placed, s, r, "x");
-        let cases: Vec<(&str, Vec<Condition>, Vec<Condition>, Option<(bool, R)>)> = vec![
+        type Case = (&'static str, Vec<Condition>, Vec<Condition>, Option<(bool, R)>);
+        let cases: Vec<Case> = vec![
             ("first and well", vec![], valid(), None),
             ("first and bad", vec![], bad("a"), Some((true, R::InvalidSpec))),
             ("the same", bad("a"), bad("a"), None),

@@ -59,3 +59,61 @@ fn is_of_deployment(pod: &Pod, name: &str) -> bool {
             owner.kind == "ReplicaSet" && hash.is_some_and(|hash| !hash.contains('-'))
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+    use crate::cluster::Cluster;
+
+    fn pod(name: &str, replica_set: &str) -> Pod {
+        Pod {
+            uid: name.into(),
+            namespace: "shop".into(),
+            name: name.into(),
+            labels: [(keys::AI_DEPLOYMENT.to_owned(), "m".to_owned())].into(),
+            controller: Some(OwnerReference {
+                kind: "ReplicaSet".into(),
+                name: replica_set.into(),
+                ..OwnerReference::default()
+            }),
+            ..Pod::default()
+        }
+    }
+
+    fn seen(cluster: &Cluster) -> Vec<String> {
+        let key = ("shop".to_owned(), "m".to_owned());
+        let observed = fetch(&key, &Children::default(), &cluster.read(), None);
+        observed.pods.into_iter().map(|(pod, _)| pod.name).collect()
+    }
+
+    #[test]
+    fn pods_are_those_of_the_deployment_and_in_order() {
+        let cluster = Cluster::new();
+        cluster.apply_pod(pod("m-x-2", "m-x"));
+        cluster.apply_pod(pod("m-x-1", "m-x"));
+        // Labelled by hand, and of the Deployment `m-other`, whose name starts the same.
+        cluster.apply_pod(pod("stranger", "n-x"));
+        cluster.apply_pod(pod("m-other-x-1", "m-other-x"));
+        cluster.apply_pod(Pod {
+            terminating: true,
+            ..pod("m-x-3", "m-x")
+        });
+        assert_eq!(seen(&cluster), ["m-x-1", "m-x-2"]);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_or_changed_its_label_is_not_seen() {
+        let cluster = Cluster::new();
+        cluster.apply_pod(pod("m-x-1", "m-x"));
+        cluster.apply_pod(pod("m-x-2", "m-x"));
+        cluster.delete_pod(&"m-x-1".to_owned());
+        assert_eq!(seen(&cluster), ["m-x-2"]);
+        cluster.apply_pod(Pod {
+            labels: [].into(),
+            ..pod("m-x-2", "m-x")
+        });
+        assert!(cluster.read().pods_of.is_empty());
+    }
+}

@@ -7,6 +7,8 @@
 
 pub mod build;
 pub mod fetch;
+#[cfg(test)]
+pub mod fixtures;
 pub mod serve;
 pub mod status;
 pub mod validate;

@@ -101,7 +101,8 @@ fn look(
                 return Ok(Action::await_change());
             }
         };
-        reconcile(object, &room).await?;
+        // Boxed for its size: it holds whole objects across its requests.
+        Box::pin(reconcile(object, &room)).await?;
         room.memories.change(&key_of(object), |m| m.attempts = 0);
         Ok(Action::requeue(HEARTBEAT.mul_f64(1.0 + rand::random::<f64>())))
     })
