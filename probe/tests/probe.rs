@@ -286,7 +286,7 @@ async fn mig_devices_are_read_and_a_change_is_told() {
     let mut events = node.events().await;
     node.edit(|s| {
         s.gpus[0].enable_mig(&["3g.20gb", "1g.5gb+me"]).unwrap();
-        s.gpus[0].mig.devices[0].memory_used_bytes = 1 << 30;
+        s.gpus[0].mig.as_mut().unwrap().devices[0].memory_used_bytes = 1 << 30;
         s.gpus[0].push_event(EventKind::Type(EVENT_MIG_CONFIG));
     });
     assert!(matches!(next(&mut events).await, Body::State(change) if change.state() == NvmlState::Ready));

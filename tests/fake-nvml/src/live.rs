@@ -144,8 +144,7 @@ pub(crate) fn on_device(
         let mig = match device.mig {
             None => None,
             Some(m) => Some(
-                gpu.mig
-                    .devices
+                gpu.mig_devices()
                     .get(m)
                     .ok_or(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?,
             ),

@@ -94,16 +94,14 @@ impl Model {
             name: self.name.into(),
             pci_address: format!("0000:{:02x}:00.0", 0x10 + index),
             pci_device: self.pci_device,
-            compute_capability: self.compute_capability,
+            compute_major: self.compute_capability.0,
+            compute_minor: self.compute_capability.1,
             memory_total_bytes: self.memory_mib * MIB,
             memory_reserved_bytes: 0,
             memory_used_bytes: 0,
             serial: Some(format!("1{:012}", bits % 1_000_000_000_000)),
             vbios: Some(self.vbios.into()),
-            mig: Mig {
-                capable: self.mig,
-                ..Mig::default()
-            },
+            mig: self.mig.then(Mig::default),
             fabric: self.fabric.then(|| Fabric {
                 state: 3,
                 status: 0,
@@ -182,24 +180,24 @@ impl std::error::Error for UnknownProfile {}
 
 impl Gpu {
     /// Turns MIG on with one GPU instance, of one compute instance, per profile. Utilisation is gone then, as on the real part.
-    pub fn enable_mig(&mut self, profiles: &[&str]) -> Result<(), UnknownProfile> {
-        let rows: &[ProfileRow] = match self.pci_device {
-            0x2330 => &H100_80GB,
-            0x20b0 => &A100_40GB,
+    pub fn enable_mig(&mut self, profiles: &[impl AsRef<str>]) -> Result<(), UnknownProfile> {
+        let rows: &[ProfileRow] = match MODELS.iter().find(|m| m.name == self.name).map(|m| m.key) {
+            Some("H100-80GB-HBM3") => &H100_80GB,
+            Some("A100-SXM4-40GB") => &A100_40GB,
             _ => &[],
         };
         let mut devices = Vec::new();
-        for (n, profile) in (0u32..).zip(profiles) {
+        for (n, profile) in (0u32..).zip(profiles.iter().map(AsRef::as_ref)) {
             let row = rows
                 .iter()
-                .find(|r| r.0 == *profile)
-                .ok_or_else(|| UnknownProfile((*profile).into()))?;
+                .find(|r| r.0 == profile)
+                .ok_or_else(|| UnknownProfile(profile.into()))?;
             let slices = profile.split('g').next().and_then(|n| n.parse().ok()).unwrap_or(1);
             devices.push(MigDevice {
                 uuid: format!("MIG-{}", uuid(stable_bits(&self.uuid, u64::from(n)))),
                 gpu_instance: 7 + n,
                 compute_instance: 0,
-                profile: (*profile).into(),
+                profile: profile.into(),
                 memory_mib: row.1,
                 memory_used_bytes: 0,
                 multiprocessors: row.2,
@@ -212,12 +210,11 @@ impl Gpu {
                 ofa_engines: row.6,
             });
         }
-        self.mig = Mig {
-            capable: true,
+        self.mig = Some(Mig {
             enabled: true,
-            pending: None,
             devices,
-        };
+            ..Mig::default()
+        });
         self.utilization = None;
         Ok(())
     }
@@ -277,6 +274,22 @@ mod tests {
         assert!(State::of("H200", 1, "n").unwrap_err().to_string().contains("\"H200\""));
         let mut gpu = Model::find("T4").unwrap().gpu(0, "n");
         assert_eq!(gpu.enable_mig(&["1g.5gb"]), Err(UnknownProfile("1g.5gb".into())));
+    }
+
+    #[test]
+    fn a_short_file_is_an_idle_gpu_and_null_is_not_supported() {
+        let text = br#"{"gpus": [{"uuid": "GPU-1", "name": "NVIDIA H100 80GB HBM3", "pci_address": "0000:10:00.0",
+            "power_mw": null, "mig": {"profiles": ["1g.10gb", "3g.40gb"]}}],
+            "faults": [{"function": "*", "gpu": 0, "after": 3, "hang": true}]}"#;
+        let state = State::parse(text).unwrap();
+        assert!(state.driver.loaded);
+        let gpu = &state.gpus[0];
+        assert_eq!((gpu.power_mw, gpu.temperature_c), (None, Some(31)));
+        assert_eq!(
+            gpu.mig_devices().iter().map(|m| m.multiprocessors).collect::<Vec<_>>(),
+            [16, 60]
+        );
+        assert!(State::parse(br#"{"gpus": [{"uuid": "GPU-1", "name": "", "pci_address": "", "wats": 1}]}"#).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The state file: everything that the fake driver knows.
 //!
 //! All fields but a GPU's `uuid`, `name` and `pci_address` have defaults, so a test may write as little as it cares about. A reading
-//! that is absent makes its NVML call answer NOT_SUPPORTED.
+//! that is left out is that of an idle GPU; one that is `null` makes its NVML call answer NOT_SUPPORTED.
 
 use std::io;
 use std::path::Path;
@@ -67,9 +67,12 @@ pub struct Gpu {
     /// PCI device id, e.g. `0x2330` (in JSON a plain number).
     #[serde(default)]
     pub pci_device: u16,
-    /// Compute capability.
+    /// Compute capability, first part.
     #[serde(default)]
-    pub compute_capability: (u32, u32),
+    pub compute_major: u32,
+    /// Compute capability, second part.
+    #[serde(default)]
+    pub compute_minor: u32,
     /// Bytes in all.
     #[serde(default)]
     pub memory_total_bytes: u64,
@@ -85,26 +88,26 @@ pub struct Gpu {
     /// VBIOS version.
     #[serde(default)]
     pub vbios: Option<String>,
-    /// MIG.
+    /// MIG; absent: the part has none, and MIG calls answer NOT_SUPPORTED.
     #[serde(default)]
-    pub mig: Mig,
+    pub mig: Option<Mig>,
     /// NVLink fabric registration; absent: the part has none.
     #[serde(default)]
     pub fabric: Option<Fabric>,
-    /// Shares of time; absent: not supported (as on a GPU in MIG mode).
-    #[serde(default)]
+    /// Shares of time; `null` on a GPU in MIG mode.
+    #[serde(default = "idle::utilization")]
     pub utilization: Option<Utilization>,
     /// Milliwatts.
-    #[serde(default)]
+    #[serde(default = "idle::power_mw")]
     pub power_mw: Option<u32>,
     /// Degrees Celsius.
-    #[serde(default)]
+    #[serde(default = "idle::temperature_c")]
     pub temperature_c: Option<u32>,
     /// MHz.
-    #[serde(default)]
+    #[serde(default = "idle::clocks")]
     pub clocks: Option<Clocks>,
     /// NVML's clocks-event-reasons mask.
-    #[serde(default)]
+    #[serde(default = "idle::clocks_event_reasons")]
     pub clocks_event_reasons: Option<u64>,
     /// Compute processes.
     #[serde(default)]
@@ -125,6 +128,11 @@ impl Gpu {
             .saturating_sub(self.memory_used_bytes)
     }
 
+    /// MIG devices, none where MIG is off.
+    pub fn mig_devices(&self) -> &[MigDevice] {
+        self.mig.as_ref().filter(|m| m.enabled).map_or(&[], |m| &m.devices)
+    }
+
     /// Appends an XID event with the next id.
     pub fn push_xid(&mut self, xid: u64) {
         self.push_event(EventKind::Xid(xid));
@@ -134,6 +142,28 @@ impl Gpu {
     pub fn push_event(&mut self, kind: EventKind) {
         let id = self.events.iter().map(|e| e.id).max().unwrap_or(0) + 1;
         self.events.push(Event { id, kind });
+    }
+}
+
+/// Readings of a GPU that does nothing.
+mod idle {
+    use super::{Clocks, Utilization};
+
+    pub(super) fn utilization() -> Option<Utilization> {
+        Some(Utilization::default())
+    }
+    pub(super) fn power_mw() -> Option<u32> {
+        Some(50_000)
+    }
+    pub(super) fn temperature_c() -> Option<u32> {
+        Some(31)
+    }
+    pub(super) fn clocks() -> Option<Clocks> {
+        Some(Clocks { sm: 345, memory: 1593 })
+    }
+    /// GPU_IDLE
+    pub(super) fn clocks_event_reasons() -> Option<u64> {
+        Some(0x1)
     }
 }
 
@@ -171,12 +201,13 @@ pub struct Process {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mig {
-    /// `false`: MIG calls answer NOT_SUPPORTED.
-    pub capable: bool,
     /// Mode now.
     pub enabled: bool,
     /// Mode after the next reset; absent: as now.
     pub pending: Option<bool>,
+    /// Short for `devices`: a GPU instance with one compute instance for each of these profiles.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
     /// Compute instances.
     pub devices: Vec<MigDevice>,
 }
@@ -326,7 +357,23 @@ pub mod code {
 impl State {
     /// Reads a state file.
     pub fn read(path: &Path) -> io::Result<Self> {
-        serde_json::from_slice(&std::fs::read(path)?).map_err(io::Error::other)
+        Self::parse(&std::fs::read(path)?)
+    }
+
+    /// Reads the text of a state file.
+    pub fn parse(text: &[u8]) -> io::Result<Self> {
+        let mut state: Self = serde_json::from_slice(text).map_err(io::Error::other)?;
+        for gpu in &mut state.gpus {
+            let profiles = gpu
+                .mig
+                .as_mut()
+                .map(|m| std::mem::take(&mut m.profiles))
+                .unwrap_or_default();
+            if !profiles.is_empty() {
+                gpu.enable_mig(&profiles).map_err(io::Error::other)?;
+            }
+        }
+        Ok(state)
     }
 
     /// Writes a state file by rename, so that a reader sees the old one or the new one.

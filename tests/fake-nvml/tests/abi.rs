@@ -73,7 +73,7 @@ fn a_c_program_sees_what_the_state_says() {
             if fabric {
                 expected += "fabric 00000000000000000000000000000001.0|state 3|status 0\n";
             }
-            expected += match gpu.mig.capable {
+            expected += match gpu.mig.is_some() {
                 true => "mig mode 0/0|at most 7\n",
                 false => "mig mode: The requested operation is not available on target device\n",
             };
@@ -85,7 +85,7 @@ fn a_c_program_sees_what_the_state_says() {
     state.gpus[0].enable_mig(&["3g.40gb", "1g.10gb+me", "1g.20gb"]).unwrap();
     state.write(&file).unwrap();
     let seen = read_by_c(&exe, &library, &file);
-    let uuids: Vec<_> = state.gpus[0].mig.devices.iter().map(|m| m.uuid.as_str()).collect();
+    let uuids: Vec<_> = state.gpus[0].mig_devices().iter().map(|m| m.uuid.as_str()).collect();
     for line in [
         "mig mode 1/1|at most 7\n".to_string(),
         format!(

@@ -64,8 +64,8 @@ pub extern "C" fn nvmlDeviceGetCudaComputeCapability(
     minor: *mut c_int,
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetCudaComputeCapability", device, |v| {
-        put(major, v.gpu.compute_capability.0 as c_int)?;
-        put(minor, v.gpu.compute_capability.1 as c_int)
+        put(major, v.gpu.compute_major as c_int)?;
+        put(minor, v.gpu.compute_minor as c_int)
     })
 }
 

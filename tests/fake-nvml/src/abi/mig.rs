@@ -19,10 +19,7 @@ pub extern "C" fn nvmlDeviceGetMigMode(
     pending: *mut c_uint,
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetMigMode", device, |v| {
-        let mig = &v.gpu.mig;
-        if !mig.capable {
-            return Err(NOT_SUPPORTED);
-        }
+        let mig = v.gpu.mig.as_ref().ok_or(NOT_SUPPORTED)?;
         put(current, c_uint::from(mig.enabled))?;
         put(pending, c_uint::from(mig.pending.unwrap_or(mig.enabled)))
     })
@@ -31,7 +28,7 @@ pub extern "C" fn nvmlDeviceGetMigMode(
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetMaxMigDeviceCount(device: nvmlDevice_t, count: *mut c_uint) -> nvmlReturn_t {
     on_device("nvmlDeviceGetMaxMigDeviceCount", device, |v| {
-        put(count, if v.gpu.mig.capable { MAX_DEVICES } else { 0 })
+        put(count, if v.gpu.mig.is_some() { MAX_DEVICES } else { 0 })
     })
 }
 
@@ -42,16 +39,9 @@ pub extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
     mig_device: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetMigDeviceHandleByIndex", device, |v| {
-        if !v.gpu.mig.capable {
-            return Err(NOT_SUPPORTED);
-        }
+        v.gpu.mig.as_ref().ok_or(NOT_SUPPORTED)?;
         let mig = index as usize;
-        v.gpu
-            .mig
-            .devices
-            .get(mig)
-            .filter(|_| v.gpu.mig.enabled)
-            .ok_or(NOT_FOUND)?;
+        v.gpu.mig_devices().get(mig).ok_or(NOT_FOUND)?;
         put(
             mig_device,
             Device {
@@ -160,8 +150,7 @@ pub extern "C" fn nvmlDeviceGetGpuInstanceById(
     on_device("nvmlDeviceGetGpuInstanceById", device, |v| {
         let mig = v
             .gpu
-            .mig
-            .devices
+            .mig_devices()
             .iter()
             .position(|m| m.gpu_instance == id)
             .ok_or(NOT_FOUND)?;
@@ -186,7 +175,7 @@ fn on_instance<T>(
         let state = gate_open(function, device.map(|d| d.gpu))?;
         let device = device.ok_or(INVALID)?;
         let gpu = state.gpus.get(device.gpu).ok_or(INVALID)?;
-        let mig = device.mig.and_then(|m| gpu.mig.devices.get(m)).ok_or(INVALID)?;
+        let mig = device.mig.and_then(|m| gpu.mig_devices().get(m)).ok_or(INVALID)?;
         f(device, gpu, mig)
     };
     returned(run())
@@ -221,8 +210,7 @@ pub extern "C" fn nvmlGpuInstanceGetComputeInstanceById(
 ) -> nvmlReturn_t {
     on_instance("nvmlGpuInstanceGetComputeInstanceById", instance, |device, gpu, mig| {
         let found = gpu
-            .mig
-            .devices
+            .mig_devices()
             .iter()
             .position(|m| m.gpu_instance == mig.gpu_instance && m.compute_instance == id)
             .ok_or(NOT_FOUND)?;
@@ -272,8 +260,7 @@ pub extern "C" fn nvmlComputeInstanceGetInfo_v2(
 
 fn gpu_profile_info(profile: c_uint, gpu: &Gpu) -> Answer<nvmlGpuInstanceProfileInfo_t> {
     let mig = gpu
-        .mig
-        .devices
+        .mig_devices()
         .iter()
         .find(|m| gpu_profile(gpu, m) == profile)
         .ok_or(NOT_SUPPORTED)?;

@@ -132,7 +132,7 @@ pub extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut nv
             if g.uuid == uuid {
                 return Some(Device::gpu(gpu));
             }
-            let mig = g.mig.devices.iter().position(|m| m.uuid == uuid)?;
+            let mig = g.mig_devices().iter().position(|m| m.uuid == uuid)?;
             Some(Device { gpu, mig: Some(mig) })
         });
         put(device, found.ok_or(NOT_FOUND)?.to_ptr())
