@@ -63,7 +63,7 @@ pub const ACCESS: &[Access] = &[
         Scope::Cluster,
         "",
         "pods",
-        &["list", "watch", "patch", "delete"],
+        &["list", "watch", "get", "patch", "delete"],
         "Follow who uses which node; pin waiting pods and lift their gate; delete a pinned pod that kube-scheduler refuses; put the leader label on the own pod.",
     ),
     row(
@@ -72,6 +72,13 @@ pub const ACCESS: &[Access] = &[
         "deployments",
         CHILD,
         "Children of AIDeployments; on uninstall, gates leave the templates and the controller is stopped.",
+    ),
+    row(
+        Scope::OwnObject("berth-controller"),
+        "apps",
+        "deployments/scale",
+        &["patch"],
+        "On uninstall, stop the controller before its gates are taken away.",
     ),
     row(
         Scope::Cluster,

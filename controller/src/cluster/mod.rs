@@ -22,7 +22,7 @@ use berth_core::health::NodeHealth;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use node::Node;
-pub use pod::{Container, Pod, PodKey, Scheduling, resources};
+pub use pod::{Container, Pod, PodKey};
 pub use queue::Queue;
 pub use watch::run as watch;
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use berth_core::facts::Gpu;
 use berth_core::freshness::SAMPLE_STALE;
+use berth_core::labels::class_of;
 use berth_core::placement::NodeView;
 use berth_core::placement::node::{GpuView, Hardware};
 use berth_core::placement::resources::is_gpu;
@@ -140,16 +141,6 @@ fn take_memory(view: &mut NodeView, pod: &Pod) {
         let frees = hardware.gpus.iter_mut().filter_map(|g| g.memory_free.as_mut());
         frees.for_each(|free| *free = free.saturating_sub(memory));
     }
-}
-
-/// Class slug of a product name. Stands in for `berth_core::labels::class_of`, the table.
-fn class_of(product: &str) -> String {
-    let name = product.trim_start_matches("NVIDIA ").trim_start_matches("Tesla ");
-    let first = name
-        .split(|c: char| !c.is_ascii_alphanumeric())
-        .next()
-        .unwrap_or_default();
-    first.to_ascii_lowercase()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::grammar;
 use super::product::products;
+use super::{GPU_CLASS, GPU_PER_CLASS};
 use crate::facts::NodeFacts;
 
 /// Longest class: `gpu.<class>.memory` is the name part of a label key.
@@ -158,7 +159,7 @@ pub(super) fn add(labels: &mut BTreeMap<String, String>, facts: &NodeFacts) {
     if let [one] = products.as_slice()
         && let Some(class) = one.name.map(class_of).filter(|c| !c.is_empty())
     {
-        labels.insert("berth.dev/gpu-class".into(), class);
+        labels.insert(GPU_CLASS.into(), class);
     }
     let mut classes: BTreeMap<String, (usize, Option<u64>)> = BTreeMap::new();
     for product in &products {
@@ -170,9 +171,9 @@ pub(super) fn add(labels: &mut BTreeMap<String, String>, facts: &NodeFacts) {
         entry.1 = entry.1.into_iter().chain(product.memory_mib()).min();
     }
     for (class, (count, memory)) in classes {
-        labels.insert(format!("berth.dev/gpu.{class}.count"), count.to_string());
+        labels.insert(format!("{GPU_PER_CLASS}{class}.count"), count.to_string());
         if let Some(mib) = memory {
-            labels.insert(format!("berth.dev/gpu.{class}.memory"), mib.to_string());
+            labels.insert(format!("{GPU_PER_CLASS}{class}.memory"), mib.to_string());
         }
     }
 }
@@ -241,7 +242,7 @@ mod tests {
             let class = class_of(&product);
             prop_assert!(grammar::is_value(&class), "{class:?}");
             if !class.is_empty() {
-                let key = format!("berth.dev/gpu.{class}.memory");
+                let key = format!("{GPU_PER_CLASS}{class}.memory");
                 prop_assert!(grammar::is_key(&key), "{key:?}");
             }
         }

@@ -21,6 +21,11 @@ pub use class::class_of;
 
 use crate::facts::NodeFacts;
 
+/// Label of a node with one GPU product: its class.
+pub const GPU_CLASS: &str = "berth.dev/gpu-class";
+/// Prefix of the labels per class: `berth.dev/gpu.<class>.count`, `.memory` (MiB).
+pub const GPU_PER_CLASS: &str = "berth.dev/gpu.";
+
 /// What the owner of a cluster chooses about labels beyond the hardware. Device sharing and MIG strategy are `none`, so there is
 /// nothing to choose yet; single and mixed MIG and shared devices belong here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

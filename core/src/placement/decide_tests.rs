@@ -21,7 +21,7 @@ fn node(name: &str, class: Option<&str>, gpus: i64, used: i64) -> NodeView {
     NodeView {
         name: name.into(),
         labels: class
-            .map(|c| (crate::placement::fleet::CLASS_LABEL.to_owned(), c.to_owned()))
+            .map(|c| (crate::labels::GPU_CLASS.to_owned(), c.to_owned()))
             .into_iter()
             .collect(),
         allocatable,

@@ -3,9 +3,10 @@ use std::time::Duration;
 use super::*;
 use crate::facts::NvmlStatus;
 use crate::health::GpuState;
+use crate::labels::GPU_CLASS;
 use crate::placement::Resources;
 use crate::placement::ask::{Operator, Requirement, Term, Toleration};
-use crate::placement::fleet::{CLASS_LABEL, COMPUTE_LABELS};
+use crate::placement::fleet::COMPUTE_LABELS;
 use crate::placement::node::{GpuView, Taint};
 
 const GI: u64 = 1 << 30;
@@ -34,7 +35,7 @@ fn gpu(n: usize, class: &str, free: u64) -> GpuView {
 fn node() -> NodeView {
     NodeView {
         name: "h100-0".into(),
-        labels: [("zone", "a"), ("rank", "7"), (CLASS_LABEL, "h100")]
+        labels: [("zone", "a"), ("rank", "7"), (GPU_CLASS, "h100")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
         allocatable: resources(&[("cpu", 64), ("memory", 1 << 40), ("nvidia.com/gpu", 8), ("pods", 110)]),
@@ -264,7 +265,7 @@ fn gpus_are_all_of_a_wanted_class_and_ready() {
         (
             "the agent's GPUs win over a label",
             |n, a| {
-                n.labels.insert(CLASS_LABEL.into(), "a100".into());
+                n.labels.insert(GPU_CLASS.into(), "a100".into());
                 a.classes = vec!["a100".into()];
             },
             Some("is of class h100, not a100"),
@@ -273,7 +274,7 @@ fn gpus_are_all_of_a_wanted_class_and_ready() {
             "no agent, no label",
             |n, a| {
                 n.hardware = None;
-                n.labels.remove(CLASS_LABEL);
+                n.labels.remove(GPU_CLASS);
                 a.classes = vec!["h100".into()];
             },
             Some("has no GPU of class h100"),

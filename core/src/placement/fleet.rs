@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::labels::GPU_CLASS;
+
 use super::node::NodeView;
 use super::resources::is_gpu;
 
-/// Node label with a node's one GPU class, read where no agent reports.
-pub const CLASS_LABEL: &str = "berth.dev/gpu-class";
 /// Labels with the compute capability, read where no agent reports it.
 pub const COMPUTE_LABELS: [&str; 2] = ["nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"];
 
@@ -131,7 +131,7 @@ impl Fleet {
 fn classes(node: &NodeView) -> BTreeSet<String> {
     match &node.hardware {
         Some(hardware) if !hardware.gpus.is_empty() => hardware.gpus.iter().map(|g| g.class.clone()).collect(),
-        _ => node.labels.get(CLASS_LABEL).cloned().into_iter().collect(),
+        _ => node.labels.get(GPU_CLASS).cloned().into_iter().collect(),
     }
 }
 
