@@ -22,6 +22,8 @@ use berth_core::health::NodeHealth;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use node::Node;
+#[cfg(test)]
+pub use pod::Scheduling;
 pub use pod::{Container, Pod, PodKey};
 pub use queue::Queue;
 pub use watch::run as watch;
