@@ -73,8 +73,17 @@ pub enum Decision {
     Create,
     /// It differs.
     Update,
-    /// It is somebody else's; the text says whose.
-    Taken(String),
+    /// It is not the owner's.
+    Taken(Holder),
+}
+
+/// Whose an object is that is not the owner's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Of an earlier object of the owner's kind and name: the garbage collector has not come to it yet.
+    Earlier,
+    /// Of somebody else; the text says whose.
+    Other(String),
 }
 
 /// Compares what is wanted with what was seen. `settled` are differences that were there in the API server's very answer to our last
@@ -102,20 +111,19 @@ fn differences(intent: &Intent, seen: &Child) -> BTreeSet<String> {
 
 /// Whose an object is, where it is not the owner's. One that lost its owner reference but still carries our marks is the owner's: it was
 /// orphaned on purpose or by mistake, and nobody else claims it.
-pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<String> {
+pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<Holder> {
     match &seen.controller {
         Some(c) if c.uid == owner.uid => None,
-        Some(c) if c.kind == owner.kind && c.name == owner.name => Some(format!(
-            "an earlier {} of the same name, which is being deleted",
-            c.kind
-        )),
-        Some(c) => Some(format!("{} {}", c.kind, c.name)),
+        Some(c) if c.kind == owner.kind && c.name == owner.name => Some(Holder::Earlier),
+        Some(c) => Some(Holder::Other(format!("{} {}", c.kind, c.name))),
         None if seen.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH)
             && seen.annotation(names::APPLIED).is_some() =>
         {
             None
         }
-        None => Some("somebody else: it has no owner reference to this one".into()),
+        None => Some(Holder::Other(
+            "somebody else: it has no owner reference to this one".into(),
+        )),
     }
 }
 
@@ -271,12 +279,16 @@ fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_conflict())
 }
 
-fn taken(intent: &Intent, holder: String) -> Error {
-    Error::NameTaken {
-        kind: intent.kind.as_str(),
-        namespace: intent.namespace.clone(),
-        name: intent.name.clone(),
-        holder,
+fn taken(intent: &Intent, holder: Holder) -> Error {
+    let (kind, namespace, name) = (intent.kind.as_str(), intent.namespace.clone(), intent.name.clone());
+    match holder {
+        Holder::Earlier => Error::NotYetDeleted { kind, namespace, name },
+        Holder::Other(holder) => Error::NameTaken {
+            kind,
+            namespace,
+            name,
+            holder,
+        },
     }
 }
 
@@ -347,9 +359,9 @@ mod tests {
             kind: "Other".into(),
             ..owner("z")
         });
-        assert_eq!(decided(Some(&seen)), Decision::Taken("Other m".into()));
+        assert_eq!(decided(Some(&seen)), Decision::Taken(Holder::Other("Other m".into())));
         seen.controller = Some(owner("z"));
-        assert!(matches!(decided(Some(&seen)), Decision::Taken(t) if t.contains("earlier")));
+        assert_eq!(decided(Some(&seen)), Decision::Taken(Holder::Earlier));
         // Without any owner: ours only with our marks.
         seen.controller = None;
         assert!(!matches!(decided(Some(&seen)), Decision::Taken(_)));

@@ -45,6 +45,13 @@ pub enum Error {
         name: String,
         holder: String,
     },
+    /// The child of an earlier object of the owner's name has not been deleted yet.
+    #[error("{kind} {namespace}/{name} of an earlier object of the same name is still being deleted")]
+    NotYetDeleted {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+    },
 }
 
 /// What the server said, without what kube adds to it.
@@ -59,7 +66,7 @@ impl Error {
     /// What follows from it.
     pub fn class(&self) -> Class {
         match self {
-            Self::Timeout { .. } => Class::Transient,
+            Self::Timeout { .. } | Self::NotYetDeleted { .. } => Class::Transient,
             Self::NameTaken { .. } => Class::Blocked,
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) => match status.code {

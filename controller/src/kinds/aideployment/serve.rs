@@ -78,9 +78,9 @@ pub async fn run(
     applier(look, after_failure, room, store, requests, config)
         .for_each(|result| {
             match result {
-                // Children, pods and queues outlive their object by a moment.
-                Ok(_) | Err(ApplierError::ObjectNotFound(_)) => {}
-                Err(error) => tracing::debug!(%error, "a look at an AIDeployment failed"),
+                // Children and pods outlive their object by a moment; failures were told where they were classed.
+                Ok(_) | Err(ApplierError::ObjectNotFound(_) | ApplierError::ReconcilerFailed(..)) => {}
+                Err(error) => tracing::debug!(%error, "a look at an AIDeployment was not taken"),
             }
             std::future::ready(())
         })

@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
-use crate::kinds::aideployment::fixtures::{children, sent};
+use crate::kinds::aideployment::fixtures::{aideployment, children, read, sent};
+use crate::kinds::apply::Intent;
+use crate::kinds::children::Kind;
 
 /// The whole of an AIDeployment's children in one value, as sent.
 fn all(name: &str, spec: &str) -> Value {
@@ -320,5 +322,33 @@ fn kube_scheduler_gets_labels_instead_of_a_gate() {
         yaml(
             "{nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: nvidia.com/gpu.compute.major, operator: Gt, values: ['8']}]}]}}}"
         )
+    );
+}
+
+/// What every child carries besides, and where it does not.
+#[test]
+fn marks_of_a_child() {
+    let spec = "{engine: {name: vllm}, models: [{uri: m}], service: {labels: {app.kubernetes.io/managed-by: me}}}";
+    let owner = read(&aideployment("v", spec)).unwrap().owner;
+    let children = children("v", spec);
+    let deployment = Intent::new(Kind::Deployment, &owner, sent(&children.deployment)).body;
+    assert_eq!(
+        deployment["metadata"]["ownerReferences"],
+        json!([{"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "name": "v", "uid": "uid-of-it",
+            "controller": true, "blockOwnerDeletion": true}])
+    );
+    assert_eq!(
+        deployment["metadata"]["labels"],
+        json!({"app.kubernetes.io/managed-by": "berth"})
+    );
+    let inside = deployment["spec"].to_string();
+    assert!(
+        !inside.contains("managed-by") && !inside.contains("berth.dev/applied"),
+        "{inside}"
+    );
+    let service = Intent::new(Kind::Service, &owner, sent(&children.service)).body;
+    assert_eq!(
+        service["metadata"]["labels"]["app.kubernetes.io/managed-by"], "berth",
+        "ours wins"
     );
 }

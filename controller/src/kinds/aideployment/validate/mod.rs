@@ -128,7 +128,10 @@ pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, 
     let template_metadata = template.metadata.unwrap_or_default();
     Ok(Validated {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        owner: object.controller_owner_ref(&()).unwrap_or_default(),
+        owner: OwnerReference {
+            block_owner_deletion: Some(true),
+            ..object.controller_owner_ref(&()).unwrap_or_default()
+        },
         name,
         replicas,
         serving: serving_or_none,
