@@ -165,8 +165,8 @@ pub const ACCESS: &[Access] = &[
         Scope::OwnObject("berth-controller"),
         "coordination.k8s.io",
         "leases",
-        &["get", "update", "patch"],
-        "Elect a leader: hold and renew the Lease.",
+        &["list", "watch", "get", "patch"],
+        "Elect a leader: hold, renew and follow the Lease.",
     ),
     row(
         Scope::OwnNamespace,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::controlplane::ControlPlane;
@@ -55,12 +55,13 @@ pub enum Install {
 }
 
 impl Options {
-    /// The charts with their default values on a fleet.
+    /// The charts on a fleet, with their default values but for the RuntimeClass: nothing here installs NVIDIA's container toolkit,
+    /// which brings it on real clusters, and without it no GPU pod is admitted.
     pub fn new(fleet: Fleet) -> Self {
         Self {
             fleet,
             namespace: NAMESPACE.to_owned(),
-            install: Install::Charts(Value::Object(serde_json::Map::new())),
+            install: Install::Charts(json!({"runtimeClass": {"create": true}})),
             release: false,
             progress: Progress::silent(),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use berth_proto::v1::controller_message::Body;
-use berth_proto::v1::{Ack, ControllerMessage, Resync, SetRate, Welcome};
+use berth_proto::v1::{Ack, ControllerMessage, Resync, Welcome};
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -19,7 +19,6 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct Waiting {
     welcome: Option<Welcome>,
-    rate: Option<SetRate>,
     resync: Option<Resync>,
     ack: Option<Ack>,
     end: Option<Option<Status>>,
@@ -29,11 +28,6 @@ impl Outbox {
     /// First answer of a session.
     pub fn welcome(&self, welcome: Welcome) {
         self.put(|w| w.welcome = Some(welcome));
-    }
-
-    /// Milliseconds between two samples.
-    pub fn set_rate(&self, sample_interval_ms: u64) {
-        self.put(|w| w.rate = Some(SetRate { sample_interval_ms }));
     }
 
     /// Everything has to be sent again.
@@ -67,7 +61,6 @@ impl Outbox {
             .welcome
             .take()
             .map(Body::Welcome)
-            .or_else(|| waiting.rate.take().map(Body::SetRate))
             .or_else(|| waiting.resync.take().map(Body::Resync))
             .or_else(|| waiting.ack.take().map(Body::Ack));
         match body {
@@ -100,7 +93,6 @@ mod tests {
     async fn the_latest_counts_and_the_end_comes_last() {
         let outbox = Arc::new(Outbox::default());
         outbox.ack(1);
-        outbox.set_rate(500);
         outbox.ack(7);
         outbox.welcome(Welcome::default());
         outbox.end(Some(Status::aborted("over")));
@@ -109,12 +101,11 @@ mod tests {
             .into_iter()
             .map(|m| match m.map(|m| m.body.unwrap()) {
                 Ok(Body::Welcome(_)) => "welcome".into(),
-                Ok(Body::SetRate(r)) => format!("rate {}", r.sample_interval_ms),
                 Ok(Body::Ack(a)) => format!("ack {}", a.seq),
                 Ok(other) => format!("{other:?}"),
                 Err(status) => status.message().to_owned(),
             })
             .collect();
-        assert_eq!(kinds, ["welcome", "rate 500", "ack 7", "over"]);
+        assert_eq!(kinds, ["welcome", "ack 7", "over"]);
     }
 }

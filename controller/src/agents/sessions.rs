@@ -122,6 +122,7 @@ impl Sessions {
     }
 
     /// How many are open.
+    #[cfg(test)]
     pub fn count(&self) -> usize {
         self.open.lock().len()
     }

@@ -9,8 +9,6 @@ pub enum Class {
     Transient,
     /// Waits for somebody else's change that is not watched: try again later.
     Blocked,
-    /// The object itself has to change; its watch tells.
-    Invalid,
     /// Nothing that is known helps: look again now and then.
     Terminal,
 }
@@ -83,27 +81,26 @@ impl Error {
     }
 }
 
-/// First and longest wait of a class; `None`: the object's own watch tells when to look again.
-fn waits(class: Class) -> Option<(Duration, Duration)> {
+/// First and longest wait of a class.
+fn waits(class: Class) -> (Duration, Duration) {
     let seconds = Duration::from_secs;
     match class {
-        Class::Transient => Some((Duration::from_millis(500), seconds(120))),
-        Class::Blocked => Some((seconds(15), seconds(600))),
-        Class::Terminal => Some((seconds(1800), seconds(1800))),
-        Class::Invalid => None,
+        Class::Transient => (Duration::from_millis(500), seconds(120)),
+        Class::Blocked => (seconds(15), seconds(600)),
+        Class::Terminal => (seconds(1800), seconds(1800)),
     }
 }
 
 /// How long to wait before the next try after `attempts` failures in a row; `jitter` in 0..1 spreads objects that failed together over the
 /// upper half of the wait.
-pub fn wait(class: Class, attempts: u32, jitter: f64) -> Option<Duration> {
-    let (first, longest) = waits(class)?;
+pub fn wait(class: Class, attempts: u32, jitter: f64) -> Duration {
+    let (first, longest) = waits(class);
     let doubled = first.saturating_mul(
         1_u32
             .checked_shl(attempts.saturating_sub(1).min(20))
             .unwrap_or(u32::MAX),
     );
-    Some(doubled.min(longest).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0))
+    doubled.min(longest).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]
@@ -142,11 +139,10 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_a_limit_and_are_spread() {
-        let at = |n| wait(Class::Transient, n, 1.0).unwrap();
+        let at = |n| wait(Class::Transient, n, 1.0);
         assert_eq!(at(1), Duration::from_millis(500));
         assert_eq!(at(3), Duration::from_secs(2));
         assert_eq!(at(40), Duration::from_secs(120));
-        assert_eq!(wait(Class::Transient, 1, 0.0), Some(Duration::from_millis(250)));
-        assert_eq!(wait(Class::Invalid, 1, 0.0), None);
+        assert_eq!(wait(Class::Transient, 1, 0.0), Duration::from_millis(250));
     }
 }

@@ -57,8 +57,8 @@ impl<S: Clone> Memories<S> {
         self.0.lock().remove(key);
     }
 
-    /// A try failed: how long to wait before the next; `None`: until the object changes.
-    pub fn failed(&self, key: &ObjectKey, class: Class, jitter: f64) -> Option<Duration> {
+    /// A try failed: how long to wait before the next.
+    pub fn failed(&self, key: &ObjectKey, class: Class, jitter: f64) -> Duration {
         let mut memories = self.0.lock();
         let memory = memories.entry(key.clone()).or_default();
         memory.attempts = memory.attempts.saturating_add(1);
@@ -82,10 +82,10 @@ mod tests {
     fn failures_count_until_a_success() {
         let memories = Memories::<()>::default();
         let key = ("ns".to_owned(), "m".to_owned());
-        let first = memories.failed(&key, Class::Transient, 1.0).unwrap();
-        assert!(memories.failed(&key, Class::Transient, 1.0).unwrap() > first);
+        let first = memories.failed(&key, Class::Transient, 1.0);
+        assert!(memories.failed(&key, Class::Transient, 1.0) > first);
         memories.change(&key, |m| m.attempts = 0);
-        assert_eq!(memories.failed(&key, Class::Transient, 1.0), Some(first));
+        assert_eq!(memories.failed(&key, Class::Transient, 1.0), first);
         memories.forget(&key);
         assert_eq!(memories.get(&key).attempts, 0);
     }

@@ -40,6 +40,7 @@ impl Problems {
     }
 
     /// What was found.
+    #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }

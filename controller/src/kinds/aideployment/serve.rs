@@ -113,7 +113,7 @@ fn after_failure(object: Arc<Guarded>, error: &Error, room: Arc<Room>) -> Action
     let class = error.class();
     let wait = room.memories.failed(&key, class, rand::random());
     tracing::warn!(namespace = key.0, name = key.1, ?class, ?wait, %error, "AIDeployment is not as it should be");
-    wait.map_or_else(Action::await_change, Action::requeue)
+    Action::requeue(wait)
 }
 
 /// The objects that an event gives rise to look at. During a (re)list the store still shows what was before it, so the list is looked at
