@@ -54,13 +54,35 @@ pub enum Install {
     Nothing,
 }
 
+impl Install {
+    /// Our charts with these values, over what every cluster here needs: no GPU operator makes the RuntimeClass of GPU pods.
+    pub fn charts(values: Value) -> Self {
+        let mut all = serde_json::json!({"runtimeClass": {"create": true}});
+        merge(&mut all, values);
+        Self::Charts(all)
+    }
+}
+
+/// As Helm merges values: objects key by key, anything else is replaced; null (from an empty file) changes nothing.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (_, Value::Null) => {}
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
 impl Options {
     /// The charts with their default values on a fleet.
     pub fn new(fleet: Fleet) -> Self {
         Self {
             fleet,
             namespace: NAMESPACE.to_owned(),
-            install: Install::Charts(Value::Object(serde_json::Map::new())),
+            install: Install::charts(Value::Null),
             release: false,
             progress: Progress::silent(),
         }

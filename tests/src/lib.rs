@@ -50,9 +50,9 @@ impl Suite {
         self
     }
 
-    /// Values of the chart.
+    /// Values of the chart, over those that every cluster on one machine has.
     pub fn values(mut self, values: serde_json::Value) -> Self {
-        self.options.install = Install::Charts(values);
+        self.options.install = Install::charts(values);
         self
     }
 

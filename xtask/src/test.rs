@@ -1,13 +1,13 @@
 //! `cargo xtask test`: everything that must hold before a change is merged; the first failure ends it.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use berth_local::toolchain;
 
 /// Variable that tells behaviour tests where our programs are; see `berth_local::toolchain::BUILT`.
-const PROGRAMS: &str = berth_local::toolchain::BUILT;
+const PROGRAMS: &str = toolchain::BUILT;
 
 /// Arguments of `test`.
 #[derive(Debug, clap::Args)]
@@ -49,8 +49,7 @@ fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result
 }
 
 fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = toolchain::cargo();
     command
         .current_dir(berth_local::checkout())
         .args(args)

@@ -54,7 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             serde_saphyr::from_str(&text).with_context(|| format!("values {}", path.display()))?
         }
-        None => serde_json::json!({}),
+        None => serde_json::Value::Null,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if args.supervised {
@@ -67,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return runtime.block_on(detach(&args));
     }
     let options = Options {
-        install: Install::Charts(values),
+        install: Install::charts(values),
         release: args.release,
         progress: Progress::stdout(STEPS + show::STEPS),
         ..Options::new(fleet)
