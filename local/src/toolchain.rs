@@ -266,16 +266,16 @@ async fn run(command: &mut Command, name: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    let child = command.spawn().map_err(|source| Error::File {
+    let child = command.spawn().map_err(|cause| Error::File {
         action: "start",
         path: name.into(),
-        source,
+        cause,
     })?;
     let _group = Group(child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)));
-    let output = child.wait_with_output().await.map_err(|source| Error::File {
+    let output = child.wait_with_output().await.map_err(|cause| Error::File {
         action: "run",
         path: name.into(),
-        source,
+        cause,
     })?;
     if output.status.success() {
         return Ok(());
@@ -371,10 +371,10 @@ async fn target_folder() -> Result<PathBuf> {
         .args(["metadata", "--no-deps", "--format-version=1", "--offline"])
         .output()
         .await
-        .map_err(|source| Error::File {
+        .map_err(|cause| Error::File {
             action: "run",
             path: "cargo metadata".into(),
-            source,
+            cause,
         })?;
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).map_err(Error::malformed("output of cargo metadata"))?;

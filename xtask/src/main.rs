@@ -5,6 +5,14 @@
 //! - `gen`: files that are made from the code
 //! - `bench`: measurements
 
+/// A line for people. Nobody reading any more (`| head`) is no reason to stop, least of all before a cluster was ended.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod down;
 mod show;
 mod status;
@@ -52,7 +60,7 @@ enum Bench {
 /// Stands here until the generator is written.
 mod r#gen {
     pub fn run(_check: bool) -> anyhow::Result<()> {
-        println!("nothing is generated yet");
+        say!("nothing is generated yet");
         Ok(())
     }
 }

@@ -35,16 +35,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     step("behaviour tests", || {
         cargo(&["test", "--workspace", "--test", "*"], &filter)
     })?;
-    println!("\nall passed in {} s", started.elapsed().as_secs());
+    say!("\nall passed in {} s", started.elapsed().as_secs());
     Ok(())
 }
 
 fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    println!("\n══ {name}");
+    say!("\n══ {name}");
     let started = Instant::now();
     let result = work();
     let word = if result.is_ok() { "ok" } else { "FAILED" };
-    println!("══ {name}: {word} ({:.1} s)", started.elapsed().as_secs_f32());
+    say!("══ {name}: {word} ({:.1} s)", started.elapsed().as_secs_f32());
     result.with_context(|| format!("{name} failed"))
 }
 
