@@ -266,9 +266,21 @@ impl Cluster {
         Ok(node)
     }
 
-    /// Takes a machine out of the running cluster.
+    /// Takes a machine out of the running cluster, with everything that runs on it.
     pub async fn remove_node(&self, name: &str) -> Result<()> {
-        self.nodes.remove(name).await
+        self.nodes.remove(name).await?;
+        // The machine is gone, and nobody is left to end its pods in good order.
+        let bound = format!("spec.nodeName={name}");
+        let args = [
+            "delete",
+            "pods",
+            "--all-namespaces",
+            "--field-selector",
+            &bound,
+            "--force",
+            "--wait=false",
+        ];
+        self.kubectl(&args).await.map(drop)
     }
 
     /// The process of a running container in the installation's namespace; signal it, or wait for its end.

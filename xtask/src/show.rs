@@ -137,6 +137,7 @@ pub fn hints(kubeconfig: &Path, tools: Option<&Path>) -> String {
 export KUBECONFIG={}{path}
 kubectl get nodes -L {COLUMNS}
 kubectl get nodes h100-0 --show-labels
+cargo xtask driver nodriver-0 present
 kubectl get aideployments,autonodelabelers --all-namespaces
 kubectl get pods --all-namespaces -o wide
 kubectl get events --all-namespaces --sort-by=.lastTimestamp
