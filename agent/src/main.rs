@@ -1,2 +1,72 @@
-//! Skeleton.
-fn main() {}
+//! berth-agent: tells the controller what this node's hardware is, how healthy and how busy. It has no privilege and no Kubernetes rights.
+//!
+//! ```text
+//! sysfs ──────────────────────────────┐
+//! probe's socket ─► probe (3 tasks) ──┴─► observer ─► picture ─► link (one stream) ─► controller
+//!                                                        └─────► http: /livez /readyz /metrics
+//! ```
+//!
+//! Nothing here waits for the hardware: the picture always holds the last that was read, with its age.
+
+mod args;
+mod backoff;
+mod dead_band;
+mod facts;
+mod http;
+mod link;
+mod metrics;
+mod observer;
+mod picture;
+mod probe;
+mod ring;
+mod session;
+mod sysfs;
+mod tracker;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Args, Command, Run};
+use crate::metrics::Metrics;
+use crate::picture::Picture;
+
+fn main() -> anyhow::Result<()> {
+    let Args {
+        command: Command::Run(run_args),
+    } = Args::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(run_args.log_level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    tokio::runtime::Builder::new_current_thread()
+        // Name look-ups alone run there, one at a time.
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(run(run_args))
+}
+
+async fn run(args: Run) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let metrics = Arc::new(Metrics::new());
+    let picture = Picture::new();
+    let listener = TcpListener::bind(args.http_address)
+        .await
+        .with_context(|| format!("listening on {}", args.http_address))?;
+    tracing::info!(http = %listener.local_addr().context("reading the address listened on")?, "berth-agent runs");
+    let probe = probe::Probe::new(args.probe_socket.clone());
+    let observer = observer::start(args.sysfs_root.clone(), probe, picture.clone(), metrics.clone());
+    tokio::select! {
+        never = link::run(args.link(), picture.clone(), observer, metrics.clone()) => match never {},
+        served = http::serve(listener, metrics, picture.clone()) => served.context("serving HTTP"),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}

@@ -39,46 +39,46 @@ pub struct Settings {
     #[arg(long, default_value = "berth-controller", global = true)]
     pub deployment: String,
     /// Where agents connect (TLS).
-    #[arg(long, default_value = "0.0.0.0:8443")]
+    #[arg(long, default_value = "0.0.0.0:8443", global = true)]
     pub agents_address: SocketAddr,
     /// Health, metrics and explanations (plain HTTP).
-    #[arg(long, default_value = "0.0.0.0:8080")]
+    #[arg(long, default_value = "0.0.0.0:8080", global = true)]
     pub http_address: SocketAddr,
     /// Name of the Service that agents connect to; the certificate is for `<service>.<namespace>.svc`.
-    #[arg(long, default_value = "berth-controller")]
+    #[arg(long, default_value = "berth-controller", global = true)]
     pub service: String,
     /// ServiceAccount that agents must present a token of.
-    #[arg(long, default_value = "berth-agent")]
+    #[arg(long, default_value = "berth-agent", global = true)]
     pub agent_service_account: String,
     /// Secret that holds CA and leaf certificate of the agent link.
-    #[arg(long, default_value = "berth-trust")]
+    #[arg(long, default_value = "berth-trust", global = true)]
     pub trust_secret: String,
     /// ConfigMap that publishes the CA to the agents.
-    #[arg(long, default_value = "berth-ca")]
+    #[arg(long, default_value = "berth-ca", global = true)]
     pub ca_config_map: String,
     /// Milliseconds between two samples of a GPU.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, global = true)]
     pub sample_interval_ms: u64,
     /// Whether node labels are written or only reported.
-    #[arg(long, value_enum, default_value_t = NodesMode::Apply)]
+    #[arg(long, value_enum, default_value_t = NodesMode::Apply, global = true)]
     pub nodes_mode: NodesMode,
     /// GFD's keys and `nvidia.com/gpu.present`.
-    #[arg(long, value_enum, default_value_t = KeyFamily::Auto)]
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
     pub nvidia_labels: KeyFamily,
     /// NFD's `feature.node.kubernetes.io/pci-*` keys.
-    #[arg(long, value_enum, default_value_t = KeyFamily::Auto)]
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
     pub nfd_labels: KeyFamily,
     /// Who places AIDeployments that ask for a GPU and do not say.
-    #[arg(long, value_parser = policy, default_value = "Managed")]
+    #[arg(long, value_parser = policy, default_value = "Managed", global = true)]
     pub placement_default: PlacementPolicy,
     /// What happens to a pod that fits nowhere and does not say.
-    #[arg(long, value_parser = on_no_fit, default_value = "Wait")]
+    #[arg(long, value_parser = on_no_fit, default_value = "Wait", global = true)]
     pub on_no_fit_default: OnNoFit,
     /// Label keys in protected domains that AutoNodeLabelers may write all the same. Repeatable.
-    #[arg(long = "labeler-allow-key")]
+    #[arg(long = "labeler-allow-key", global = true)]
     pub labeler_allow_keys: Vec<String>,
     /// Namespaces whose AutoNodeLabelers count; none given: all. Repeatable.
-    #[arg(long = "labeler-namespace")]
+    #[arg(long = "labeler-namespace", global = true)]
     pub labeler_namespaces: Vec<String>,
 }
 
@@ -126,5 +126,17 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_may_follow_the_command() {
+        let args = Args::parse_from([
+            "berth-controller",
+            "run",
+            "--agents-address=127.0.0.1:1",
+            "--labeler-allow-key=a/b",
+        ]);
+        assert_eq!(args.settings.agents_address.port(), 1);
+        assert_eq!(args.settings.labeler_allow_keys, ["a/b"]);
     }
 }

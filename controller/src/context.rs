@@ -7,6 +7,7 @@ use kube::Client;
 use crate::args::Settings;
 use crate::cluster::Cluster;
 use crate::events::Events;
+use crate::placement::Explanations;
 
 /// Handles to the outside and to the picture.
 #[derive(Clone)]
@@ -19,4 +20,6 @@ pub struct Context {
     pub settings: Arc<Settings>,
     /// Events on objects.
     pub events: Events,
+    /// Why placement decided as it did, for people who ask.
+    pub explanations: Explanations,
 }

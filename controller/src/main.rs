@@ -5,14 +5,62 @@
 //! cluster/ watches ─┴─► the picture ──┼─► placement/  gated pod ─► node
 //!                                     └─► kinds/      object ─► children, status
 //! ```
-#![allow(dead_code)]
 
+mod agents;
 mod args;
+mod client;
 mod cluster;
 mod context;
 mod events;
+mod http;
 mod kinds;
+mod leader;
+mod metrics;
 mod nodes;
 mod placement;
+mod run;
+mod trust;
 
-fn main() {}
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Args, Command, Settings};
+
+/// Threads for the work: more than four find nothing to do, one would let a long computation hold up the Lease.
+const MOST_WORKERS: usize = 4;
+
+fn main() -> anyhow::Result<()> {
+    // Before anything speaks TLS: two providers in one process are a panic at the first handshake.
+    let installed = rustls::crypto::ring::default_provider().install_default();
+    anyhow::ensure!(installed.is_ok(), "a TLS provider was installed before ours");
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_WORKERS));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(async {
+        match args.command.unwrap_or(Command::Run) {
+            Command::Run => run::run(args.settings).await,
+            Command::Release => release(&args.settings).await,
+        }
+    });
+    // Blocking calls that hang (name resolution) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+async fn release(settings: &Settings) -> anyhow::Result<()> {
+    let client = client::connect().await?;
+    Ok(placement::release::release(client, settings).await?)
+}

@@ -8,7 +8,7 @@ pub const GATE: &str = "berth.dev/placement";
 
 /// Node label: short slug of the one GPU product of a node. On pods and objects, an annotation: wanted classes, comma-separated, in
 /// order of preference.
-pub const GPU_CLASS: &str = "berth.dev/gpu-class";
+pub const GPU_CLASS: &str = berth_core::labels::GPU_CLASS;
 /// Pod or object annotation: free VRAM that each GPU must have, a Kubernetes quantity.
 pub const GPU_MEMORY: &str = "berth.dev/gpu-memory";
 /// Pod or object annotation: least CUDA compute capability, `major` or `major.minor`.
@@ -20,7 +20,7 @@ pub const ON_NO_FIT: &str = "berth.dev/on-no-fit";
 /// Pod annotation written with the placement: one sentence, which node and why.
 pub const PLACED_BECAUSE: &str = "berth.dev/placed-because";
 /// Node label prefix for per-class counts: `berth.dev/gpu.<class>.count`, `.memory`.
-pub const GPU_PER_CLASS: &str = "berth.dev/gpu.";
+pub const GPU_PER_CLASS: &str = berth_core::labels::GPU_PER_CLASS;
 
 /// Annotation on children: hash of what was last applied.
 pub const APPLIED: &str = "berth.dev/applied";

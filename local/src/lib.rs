@@ -28,7 +28,7 @@ pub mod toolchain;
 
 pub use cluster::{Cluster, Install, Options, wait_for};
 pub use error::{Error, Result};
-pub use fleet::{Fleet, NodeSpec};
+pub use fleet::{Fleet, KWOK_ANNOTATION, KWOK_ANNOTATION_VALUE, NodeSpec};
 pub use process::{Process, Signal};
 pub use progress::Progress;
 pub use state::StateFolder;

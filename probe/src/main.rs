@@ -1,2 +1,78 @@
-//! Skeleton.
-fn main() {}
+//! berth-probe: the only process that touches NVML. It serves facts, samples and events on a unix socket to the agent beside it.
+//!
+//! ```text
+//! socket ─► service ─► keeper (one task, owns the state) ─► worker (OS thread) ─► session ─► NVML
+//!              ▲                                               │ registers
+//!              └──────────── feed ◄──────────── watcher (OS thread) ◄── NVML events
+//! ```
+//!
+//! NVML may block in the kernel for ever. So it is called on threads that nobody joins: the keeper waits for each call no longer than its
+//! deadline, leaves a thread behind that does not come back (at most two), and goes on answering.
+//!
+//! `unsafe` is what it takes to call those parts of NVML that `nvml-wrapper` does not wrap, to hand an event set from one thread to
+//! another, and to leave the process without running a stuck library's destructors.
+#![allow(unsafe_code)]
+
+mod args;
+mod feed;
+mod keeper;
+mod library;
+mod mig;
+mod pace;
+mod service;
+mod session;
+mod watcher;
+mod worker;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Args, Command, Serve};
+
+fn main() -> anyhow::Result<()> {
+    let Args {
+        command: Command::Serve(serve),
+    } = Args::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(serve.log_level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    limit_heap();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(run(serve))
+}
+
+async fn run(serve: Serve) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let feed = feed::Feed::new();
+    let keeper = keeper::start(&serve, feed.clone());
+    let serving = service::serve(&serve.socket, keeper, feed);
+    tokio::select! {
+        result = serving => result.with_context(|| format!("serving on {}", serve.socket.display())),
+        _ = terminate.recv() => leave(),
+        _ = interrupt.recv() => leave(),
+    }
+}
+
+/// Ends the process at once. Not `exit`: that would run the destructors of a driver library in which a thread may be stuck with its locks held.
+fn leave() -> ! {
+    tracing::info!("asked to end");
+    // SAFETY: `_exit` takes a number and does not return.
+    unsafe { libc::_exit(0) }
+}
+
+/// The threads here are few and idle. One heap for all of them keeps glibc from giving each its own, and freed memory goes back early.
+fn limit_heap() {
+    // SAFETY: sets two numbers of the allocator, before any other thread runs.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
+    }
+}

@@ -11,20 +11,24 @@
 //! A trial is an async function of the running [`Cluster`]; it fails by returning an error or by panicking. Trials run one after
 //! the other, in order, because they share nodes and objects: each cleans up what would disturb the next.
 
+mod fixture;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use berth_local::{Cluster, Error, Fleet, Install, Options, Progress, StateFolder, process};
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use parking_lot::RwLock;
 use tokio::runtime::Runtime;
 
+pub use fixture::{Call, Fixture, NAMESPACE, Said, condition, eventually};
+
 /// What a trial returns.
 pub type Outcome = anyhow::Result<()>;
 
-type Body = Box<dyn FnOnce(Arc<Cluster>) -> BoxFuture<'static, Outcome> + Send>;
+type Body = Box<dyn FnOnce(Arc<Cluster>) -> LocalBoxFuture<'static, Outcome> + Send>;
 
 /// The trials of one test binary and the cluster that they need.
 pub struct Suite {
@@ -65,7 +69,7 @@ impl Suite {
     /// Adds a trial.
     pub fn trial<F>(mut self, name: &'static str, body: impl FnOnce(Arc<Cluster>) -> F + Send + 'static) -> Self
     where
-        F: Future<Output = Outcome> + Send + 'static,
+        F: Future<Output = Outcome> + 'static,
     {
         self.trials
             .push((name, Box::new(move |cluster| Box::pin(body(cluster)))));

@@ -15,6 +15,7 @@ macro_rules! say {
 
 mod down;
 mod driver;
+mod r#gen;
 mod show;
 mod status;
 mod test;
@@ -58,14 +59,6 @@ enum Command {
 enum Bench {
     /// Memory and API calls of an agent and its probe.
     Agent,
-}
-
-/// Stands here until the generator is written.
-mod r#gen {
-    pub fn run(_check: bool) -> anyhow::Result<()> {
-        say!("nothing is generated yet");
-        Ok(())
-    }
 }
 
 fn main() -> ExitCode {

@@ -14,7 +14,7 @@ mod pod;
 mod queue;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use berth_core::facts::{GpuSample, NodeFacts};
@@ -22,7 +22,9 @@ use berth_core::health::NodeHealth;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use node::Node;
-pub use pod::{Container, Pod, PodKey, Scheduling, resources};
+#[cfg(test)]
+pub use pod::Scheduling;
+pub use pod::{Container, Pod, PodKey};
 pub use queue::Queue;
 pub use watch::run as watch;
 
@@ -59,6 +61,8 @@ pub struct Picture {
     pub nodes: BTreeMap<String, Node>,
     /// Pods by UID, all that are not finished.
     pub pods: HashMap<PodKey, Pod>,
+    /// UIDs of the pods that name an AIDeployment, by its key.
+    pub pods_of: HashMap<ObjectKey, BTreeSet<PodKey>>,
     /// Agents by node name. Kept while the node exists, connected or not.
     pub agents: HashMap<String, Agent>,
     /// What placement last concluded for each waiting or placed pod.
@@ -69,6 +73,19 @@ pub struct Picture {
     pub pods_synced: bool,
     /// When this process became leader, for the warm-up of live facts.
     pub leader_since: Option<Instant>,
+}
+
+impl Picture {
+    fn unlist(&mut self, owner: Option<&ObjectKey>, uid: &PodKey) {
+        if let Some(owner) = owner
+            && let Some(listed) = self.pods_of.get_mut(owner)
+        {
+            listed.remove(uid);
+            if listed.is_empty() {
+                self.pods_of.remove(owner);
+            }
+        }
+    }
 }
 
 /// The picture behind its lock, with the queues of those who follow it.
@@ -104,7 +121,9 @@ impl Cluster {
         let before = self.picture.write().nodes.insert(name.clone(), node.clone());
         let labels_changed = before
             .as_ref()
-            .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers);
+            .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers)
+            // `berth.dev/paused` came or went.
+            || before.as_ref().is_some_and(|b| b.annotations != node.annotations);
         if labels_changed || before.as_ref().is_none_or(|b| b.uid != node.uid) {
             self.hardware.push(name);
             self.rules.push(());
@@ -149,7 +168,18 @@ impl Cluster {
             return;
         }
         let (uid, owner) = (pod.uid.clone(), pod.aideployment());
-        let before = self.picture.write().pods.insert(uid, pod.clone());
+        let before = {
+            let mut picture = self.picture.write();
+            let before = picture.pods.insert(uid.clone(), pod.clone());
+            let owner_before = before.as_ref().and_then(Pod::aideployment);
+            if owner_before != owner {
+                picture.unlist(owner_before.as_ref(), &uid);
+            }
+            if let Some(owner) = &owner {
+                picture.pods_of.entry(owner.clone()).or_default().insert(uid);
+            }
+            before
+        };
         if before.as_ref().is_none_or(|b| !b.same_for_placement(&pod)) {
             self.placement.push(());
         }
@@ -163,6 +193,7 @@ impl Cluster {
         let mut picture = self.picture.write();
         picture.outcomes.remove(uid);
         let Some(pod) = picture.pods.remove(uid) else { return };
+        picture.unlist(pod.aideployment().as_ref(), uid);
         drop(picture);
         self.gone_pods.push(uid.clone());
         self.placement.push(());
@@ -215,6 +246,21 @@ impl Cluster {
             }
             AgentChange::Live => self.placement.push(()),
         }
+    }
+
+    /// The last session of a node's agent ended. What it said is kept while the node exists; when it was last heard stays as it is.
+    pub fn disconnect_agent(&self, node: &str, node_uid: &str) {
+        let mut picture = self.picture.write();
+        let node_is_gone = picture.nodes_synced && !picture.nodes.contains_key(node);
+        let Some(agent) = picture.agents.get_mut(node).filter(|a| a.node_uid == node_uid) else {
+            return;
+        };
+        agent.connected = false;
+        if node_is_gone {
+            picture.agents.remove(node);
+        }
+        drop(picture);
+        self.placement.push(());
     }
 
     /// Placement's conclusion on a pod.

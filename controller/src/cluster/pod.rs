@@ -40,6 +40,8 @@ pub struct Pod {
     pub finished: bool,
     /// Node it is bound to.
     pub node: Option<String>,
+    /// Node that kube-scheduler frees for it by preemption: it is refused for now, and about to go there.
+    pub nominated: Option<String>,
     /// Scheduling gates by name.
     pub gates: Vec<String>,
     /// Node it is pinned to by a `metadata.name` match field that names exactly one, bound or not.
@@ -52,6 +54,10 @@ pub struct Pod {
     pub ask: Ask,
     /// Raw `spec.affinity.nodeAffinity`, needed to tighten it.
     pub node_affinity: Option<core::NodeAffinity>,
+    /// There is a `spec.affinity` of any kind: a JSON patch adds into it, or adds it.
+    pub has_affinity: bool,
+    /// There are annotations of any domain: a JSON patch adds to them, or adds them.
+    pub has_annotations: bool,
     /// The `controller: true` owner.
     pub controller: Option<OwnerReference>,
     /// The `PodScheduled` condition while it is False.
@@ -121,12 +127,15 @@ impl Pod {
             terminating: meta.deletion_timestamp.is_some(),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             node: spec.node_name.clone().filter(|n| !n.is_empty()),
+            nominated: status.nominated_node_name.filter(|n| !n.is_empty()),
             gates: spec.scheduling_gates.iter().flatten().map(|g| g.name.clone()).collect(),
             pinned_to: ask.affinity.as_deref().and_then(pinned_to),
             requests,
             host_ports,
             ask,
             node_affinity,
+            has_affinity: spec.affinity.is_some(),
+            has_annotations: meta.annotations.is_some(),
             controller: meta
                 .owner_references
                 .iter()
@@ -171,6 +180,8 @@ impl Pod {
             && self.pinned_to == other.pinned_to
             && self.terminating == other.terminating
             && self.unscheduled == other.unscheduled
+            && self.nominated == other.nominated
+            && self.ready == other.ready
             && self.annotations == other.annotations
             && self.requests == other.requests
     }
@@ -374,7 +385,7 @@ fn toleration(t: &core::Toleration) -> Toleration {
     }
 }
 
-/// The one node that every term names by `metadata.name`.
+/// The one node that every term names by `metadata.name`; an empty term matches nothing and counts for nothing.
 fn pinned_to(terms: &[Term]) -> Option<String> {
     let name = |t: &Term| {
         t.fields
@@ -382,8 +393,9 @@ fn pinned_to(terms: &[Term]) -> Option<String> {
             .find(|r| r.key == "metadata.name" && r.operator == Operator::In && r.values.len() == 1)
             .map(|r| r.values[0].clone())
     };
-    let first = name(terms.first()?)?;
-    terms.iter().all(|t| name(t).as_ref() == Some(&first)).then_some(first)
+    let mut terms = terms.iter().filter(|t| **t != Term::default());
+    let first = name(terms.next()?)?;
+    terms.all(|t| name(t).as_ref() == Some(&first)).then_some(first)
 }
 
 #[cfg(test)]
@@ -442,5 +454,7 @@ mod tests {
         );
         assert_eq!(with(serde_json::json!([term("a"), term("b")])).pinned_to, None);
         assert_eq!(with(serde_json::json!([])).pinned_to, None);
+        assert_eq!(with(serde_json::json!([{}, term("a")])).pinned_to.as_deref(), Some("a"));
+        assert_eq!(with(serde_json::json!([{}])).pinned_to, None);
     }
 }

@@ -4,7 +4,17 @@
 //! event / reading ─► verdict (table) ─► Healthy → Suspect → Unhealthy → Verifying → Healthy
 //! ```
 
+mod assess;
+mod reason;
+mod tracker;
+mod xid;
+
 use std::time::Duration;
+
+pub use assess::missing_gpus;
+pub use reason::Reason;
+pub use tracker::{Tracker, VERIFY_FOR};
+pub use xid::{Effect, Verdict, verdict};
 
 use serde::{Deserialize, Serialize};
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Resources;
+use super::resources::is_gpu;
 
 /// What a pod asks of its node. Everything in it was stated by the pod; nothing is defaulted.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,6 +31,31 @@ pub struct Ask {
     pub compute_capability: Option<(u32, u32)>,
     /// Nodes that lately refused a pod of the same owner after Berth had pinned it there, with kube-scheduler's words.
     pub refused: BTreeMap<String, String>,
+}
+
+impl Ask {
+    /// GPU resources asked for, with amounts in thousandths.
+    pub fn gpus(&self) -> impl Iterator<Item = (&str, i64)> {
+        let asked = self
+            .requests
+            .0
+            .iter()
+            .filter(|(name, milli)| **milli > 0 && is_gpu(name));
+        asked.map(|(name, milli)| (name.as_str(), *milli))
+    }
+
+    /// Whether anything in it is about GPUs. What is not, is placed without a look at any hardware.
+    pub fn asks_gpu(&self) -> bool {
+        !self.classes.is_empty()
+            || self.gpu_memory.is_some()
+            || self.compute_capability.is_some()
+            || self.gpus().next().is_some()
+    }
+
+    /// Whether it asks something that only fresh samples can answer.
+    pub fn asks_live_facts(&self) -> bool {
+        self.gpu_memory.is_some()
+    }
 }
 
 /// A node-selector term: all requirements hold. An empty term matches nothing, as in Kubernetes.

@@ -8,7 +8,7 @@ use crate::facts::NvmlStatus;
 use crate::health::GpuState;
 
 /// One node at the moment of a decision.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeView {
     /// Name.
     pub name: String,
@@ -39,7 +39,7 @@ pub struct Taint {
 }
 
 /// What a node's agent reported.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Hardware {
     /// Time since the agent was last heard.
     pub silent: Duration,
@@ -52,7 +52,7 @@ pub struct Hardware {
 }
 
 /// One GPU of a node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GpuView {
     /// `GPU-…`.
     pub uuid: String,

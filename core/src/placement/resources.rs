@@ -22,8 +22,11 @@ impl Resources {
     /// Adds every amount of `other`.
     pub fn add(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
-            let entry = self.0.entry(name.clone()).or_insert(0);
-            *entry = entry.saturating_add(*amount);
+            // A name is copied only where it is new: this runs once a pod in every round of placement.
+            match self.0.get_mut(name) {
+                Some(entry) => *entry = entry.saturating_add(*amount),
+                None => drop(self.0.insert(name.clone(), *amount)),
+            }
         }
     }
 
@@ -40,6 +43,74 @@ impl Resources {
         for (name, amount) in &other.0 {
             let entry = self.0.entry(name.clone()).or_insert(0);
             *entry = (*entry).max(*amount);
+        }
+    }
+}
+
+/// Whether a resource stands for GPUs or slices of them, as the vendors' device plugins name them.
+pub fn is_gpu(resource: &str) -> bool {
+    matches!(
+        resource,
+        "nvidia.com/gpu" | "nvidia.com/gpu.shared" | "amd.com/gpu" | "gpu.intel.com/i915" | "gpu.intel.com/xe"
+    ) || resource.starts_with("nvidia.com/mig-")
+}
+
+/// An amount of a resource for people: `24Gi` of memory, `1.5` of cpu, `2` of anything that is counted.
+pub fn amount(resource: &str, milli: i64) -> String {
+    match resource {
+        "memory" | "ephemeral-storage" => bytes(u64::try_from(milli / 1000).unwrap_or(0)),
+        _ if resource.starts_with("hugepages-") => bytes(u64::try_from(milli / 1000).unwrap_or(0)),
+        _ if milli % 1000 == 0 => (milli / 1000).to_string(),
+        _ => format!("{milli}m"),
+    }
+}
+
+/// Bytes with a binary suffix and at most one decimal, rounded down so that what is short never looks enough.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(1 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    for (size, unit) in UNITS {
+        if bytes >= size {
+            let tenths = u128::from(bytes) * 10 / u128::from(size);
+            return match tenths % 10 {
+                0 => format!("{}{unit}", tenths / 10),
+                rest => format!("{}.{rest}{unit}", tenths / 10),
+            };
+        }
+    }
+    bytes.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_read_as_people_write_them() {
+        for (resource, milli, want) in [
+            ("cpu", 1500, "1500m"),
+            ("cpu", 2000, "2"),
+            ("nvidia.com/gpu", 3000, "3"),
+            ("memory", 24 * 1024 * 1024 * 1024 * 1000, "24Gi"),
+            ("memory", 12_026_116_506_000, "11.2Gi"),
+            ("ephemeral-storage", 512_000, "512"),
+            ("memory", -5000, "0"),
+        ] {
+            assert_eq!(amount(resource, milli), want, "{milli} of {resource}");
+        }
+    }
+
+    #[test]
+    fn gpus_are_told_from_other_resources() {
+        for name in [
+            "nvidia.com/gpu",
+            "nvidia.com/mig-1g.10gb",
+            "nvidia.com/gpu.shared",
+            "amd.com/gpu",
+        ] {
+            assert!(is_gpu(name), "{name}");
+        }
+        for name in ["cpu", "nvidia.com/gpumem", "rdma/ib", "example.com/gpu"] {
+            assert!(!is_gpu(name), "{name}");
         }
     }
 }

@@ -2,95 +2,65 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use nvidia_ml::models::Model;
+use nvidia_ml::state::{Driver, Fault, Gpu, State};
+use serde_json::Value;
 
 use super::NodeSpec;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Version of the simulated driver.
-pub const DRIVER_VERSION: &str = "550.163.01";
-/// Its CUDA version: 1000 × major + 10 × minor.
-const CUDA_VERSION: u32 = 12_040;
-/// PCI buses that are handed out.
+/// Largest number of GPUs in a machine.
 pub const MAX_GPUS: u32 = 16;
+/// PCI subsystem device id of every board; nothing depends on it.
+pub const SUBSYSTEM: u16 = 0x16c1;
 
-const MIB: u64 = 1 << 20;
-
-/// A GPU on the market.
-#[derive(Debug)]
-pub struct Model {
-    /// Name in fleet files.
-    slug: &'static str,
-    /// Name in NVML.
-    name: &'static str,
-    /// MiB of memory.
-    memory_mib: u64,
-    compute: (u32, u32),
-    mig_capable: bool,
-    /// PCI device id.
-    pub device: u16,
-    /// PCI subsystem device id.
-    pub subsystem: u16,
-}
-
-const MODELS: [Model; 4] = [
-    Model {
-        slug: "h100",
-        name: "NVIDIA H100 80GB HBM3",
-        memory_mib: 81_559,
-        compute: (9, 0),
-        mig_capable: true,
-        device: 0x2330,
-        subsystem: 0x16c1,
-    },
-    Model {
-        slug: "a100",
-        name: "NVIDIA A100-SXM4-40GB",
-        memory_mib: 40_960,
-        compute: (8, 0),
-        mig_capable: true,
-        device: 0x20b0,
-        subsystem: 0x134f,
-    },
-    Model {
-        slug: "l40s",
-        name: "NVIDIA L40S",
-        memory_mib: 46_068,
-        compute: (8, 9),
-        mig_capable: false,
-        device: 0x26b9,
-        subsystem: 0x1851,
-    },
-    Model {
-        slug: "t4",
-        name: "Tesla T4",
-        memory_mib: 15_360,
-        compute: (7, 5),
-        mig_capable: false,
-        device: 0x1eb8,
-        subsystem: 0x12a2,
-    },
+/// Name in fleet files → name in the fake library.
+const MODELS: [(&str, &str); 4] = [
+    ("h100", "H100-80GB-HBM3"),
+    ("a100", "A100-SXM4-40GB"),
+    ("l40s", "L40S"),
+    ("t4", "T4"),
 ];
 
 /// Whether a fleet file may name this model.
 pub fn is_known(slug: &str) -> bool {
-    MODELS.iter().any(|model| model.slug == slug)
+    model(slug).is_some()
 }
 
 /// All that a fleet file may name.
 pub fn models() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().map(|model| model.slug)
+    MODELS.iter().map(|(slug, _)| *slug)
 }
 
-/// The models of a machine's GPUs with their PCI addresses, in PCI order.
-pub fn gpus(spec: &NodeSpec) -> Vec<(String, &'static Model)> {
-    spec.gpus
+fn model(slug: &str) -> Option<&'static Model> {
+    let (_, key) = MODELS.iter().find(|(s, _)| *s == slug)?;
+    Model::find(key)
+}
+
+/// Version of the simulated driver.
+pub fn driver_version() -> String {
+    Driver::default().version
+}
+
+/// A machine's GPUs in PCI order, the same at every start.
+pub fn gpus(spec: &NodeSpec) -> Result<Vec<Gpu>> {
+    let parts = spec
+        .gpus
         .iter()
-        .filter_map(|group| Some((MODELS.iter().find(|model| model.slug == group.model)?, group.count)))
-        .flat_map(|(model, count)| (0..count).map(move |_| model))
-        .enumerate()
-        .map(|(index, model)| (format!("0000:{:02x}:00.0", 0x10 + index * 8), model))
+        .filter_map(|group| Some((model(&group.model)?, group.count)));
+    let each = parts.flat_map(|(part, count)| (0..count).map(move |_| part));
+    let profiles: Vec<&str> = spec.mig.iter().map(String::as_str).collect();
+    (0..)
+        .zip(each)
+        .map(|(index, part)| {
+            let mut gpu = part.gpu(index, &spec.name);
+            if !profiles.is_empty() {
+                let problem = Error::malformed(format!("mig of node {}", spec.name));
+                gpu.enable_mig(&profiles).map_err(problem)?;
+            }
+            Ok(gpu)
+        })
         .collect()
 }
 
@@ -103,25 +73,17 @@ pub struct NvmlState {
 impl NvmlState {
     /// Writes the first state.
     pub fn create(path: &Path, spec: &NodeSpec, loaded: bool) -> Result<Self> {
-        let gpus: Vec<Value> = gpus(spec)
-            .iter()
-            .enumerate()
-            .map(|(index, (address, model))| gpu(spec, index, address, model))
-            .collect();
-        let state = json!({
-            "driver": {
-                "version": DRIVER_VERSION,
-                "cuda_version": CUDA_VERSION,
-                "nvml_version": format!("12.{DRIVER_VERSION}"),
-                "loaded": loaded,
-            },
-            "gpus": gpus,
-            "faults": spec.faults,
-        });
         let this = Self {
             path: path.to_path_buf(),
         };
-        this.write(&state)?;
+        this.write(&State {
+            driver: Driver {
+                loaded,
+                ..Driver::default()
+            },
+            gpus: gpus(spec)?,
+            faults: faults(spec.faults.clone())?,
+        })?;
         Ok(this)
     }
 
@@ -140,81 +102,48 @@ impl NvmlState {
     /// Whether the kernel driver is loaded.
     pub fn set_loaded(&self, loaded: bool) -> Result<()> {
         self.change(|state| {
-            state["driver"]["loaded"] = loaded.into();
+            state.driver.loaded = loaded;
             Ok(())
         })
     }
 
     /// Replaces the list of faults.
-    pub fn set_faults(&self, faults: Vec<Value>) -> Result<()> {
+    pub fn set_faults(&self, list: Vec<Value>) -> Result<()> {
+        let list = faults(list)?;
         self.change(|state| {
-            state["faults"] = faults.into();
+            state.faults = list;
             Ok(())
         })
     }
 
     /// Bytes in use on the GPU of an index.
     pub fn set_memory_used(&self, index: usize, bytes: u64) -> Result<()> {
-        self.change(|state| match state["gpus"].get_mut(index) {
+        self.change(|state| match state.gpus.get_mut(index) {
             Some(gpu) => {
-                gpu["memory_used_bytes"] = bytes.into();
+                gpu.memory_used_bytes = bytes;
                 Ok(())
             }
             None => Err(format!("no GPU {index}")),
         })
     }
 
-    /// Any change, in the format of the fake NVML.
-    pub fn change(&self, change: impl FnOnce(&mut Value) -> Result<(), String>) -> Result<()> {
+    /// Any change.
+    pub fn change(&self, change: impl FnOnce(&mut State) -> Result<(), String>) -> Result<()> {
         let text = std::fs::read(&self.path).map_err(Error::file("read", &self.path))?;
         let what = || self.path.display().to_string();
-        let mut state: Value = serde_json::from_slice(&text).map_err(Error::malformed(what()))?;
+        let mut state: State = serde_json::from_slice(&text).map_err(Error::malformed(what()))?;
         change(&mut state).map_err(Error::malformed(what()))?;
         self.write(&state)
     }
 
-    fn write(&self, state: &Value) -> Result<()> {
-        files::write(&self.path, format!("{state:#}\n").as_bytes(), 0o644)
+    fn write(&self, state: &State) -> Result<()> {
+        let text = serde_json::to_string_pretty(state).map_err(Error::malformed("the state of the fake NVML"))?;
+        files::write(&self.path, text.as_bytes(), 0o644)
     }
 }
 
-fn gpu(spec: &NodeSpec, index: usize, address: &str, model: &Model) -> Value {
-    let mut gpu = json!({
-        "uuid": uuid(&spec.name, index),
-        "name": model.name,
-        "pci_address": address,
-        "memory_total_bytes": model.memory_mib * MIB,
-        "memory_used_bytes": 0,
-        "compute_major": model.compute.0,
-        "compute_minor": model.compute.1,
-        "serial": format!("16{:08}{index:02}", stable_number(&spec.name) % 100_000_000),
-    });
-    if model.mig_capable {
-        gpu["mig"] = json!({"enabled": !spec.mig.is_empty(), "profiles": spec.mig});
-    }
-    gpu
-}
-
-/// The same GPU has the same identity at every start.
-fn uuid(node: &str, index: usize) -> String {
-    let n = stable_number(&format!("{node}/{index}"));
-    let m = stable_number(&format!("{index}/{node}"));
-    format!(
-        "GPU-{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        n >> 32,
-        (n >> 16) & 0xffff,
-        n & 0xffff,
-        m >> 48,
-        m & 0xffff_ffff_ffff
-    )
-}
-
-fn stable_number(text: &str) -> u64 {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(text)
-        .iter()
-        .take(8)
-        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+fn faults(list: Vec<Value>) -> Result<Vec<Fault>> {
+    serde_json::from_value(Value::Array(list)).map_err(Error::malformed("faults of the fake NVML"))
 }
 
 #[cfg(test)]
@@ -222,23 +151,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_the_same_at_every_start_and_no_other() {
-        let uuids = |name| -> Vec<String> { (0..8).map(|i| uuid(name, i)).collect() };
-        assert_eq!(uuids("h100-0"), uuids("h100-0"));
-        let mut all = [uuids("h100-0"), uuids("h100-1")].concat();
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 16);
-        assert_eq!(all[0].len(), "GPU-00000000-0000-0000-0000-000000000000".len());
+    fn every_model_of_a_fleet_file_is_one_of_the_fake_library() {
+        assert!(models().all(is_known));
+        assert!(!is_known("h1000"));
     }
 
     #[test]
-    fn sixteen_gpus_have_sixteen_addresses() {
-        let addresses: std::collections::BTreeSet<String> = gpus(&NodeSpec::new("n", "t4", MAX_GPUS))
-            .into_iter()
-            .map(|(address, _)| address)
-            .collect();
-        assert_eq!(addresses.len(), 16);
-        assert!(addresses.iter().all(|a| a.len() == "0000:00:00.0".len()));
+    fn a_machine_is_the_same_at_every_start_and_no_other() {
+        let machine = |name| gpus(&NodeSpec::new(name, "t4", MAX_GPUS)).unwrap();
+        assert_eq!(machine("a"), machine("a"));
+        let uuids = [machine("a"), machine("b")].concat().into_iter().map(|g| g.uuid);
+        assert_eq!(
+            uuids.collect::<std::collections::BTreeSet<_>>().len(),
+            2 * MAX_GPUS as usize
+        );
+        let addresses: std::collections::BTreeSet<_> = machine("a").into_iter().map(|g| g.pci_address).collect();
+        assert_eq!(addresses.len(), MAX_GPUS as usize);
+    }
+
+    #[test]
+    fn mig_profiles_are_those_of_the_part() {
+        let mut spec = NodeSpec::new("m", "h100", 1);
+        spec.mig = vec!["3g.40gb".into(), "1g.10gb".into()];
+        assert_eq!(gpus(&spec).unwrap()[0].mig.as_ref().map(|m| m.devices.len()), Some(2));
+        spec.mig = vec!["9g.1gb".into()];
+        assert!(gpus(&spec).unwrap_err().to_string().contains("9g.1gb"));
     }
 }

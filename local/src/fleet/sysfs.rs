@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::NodeSpec;
-use super::hardware::{self, DRIVER_VERSION};
+use super::hardware;
 use crate::error::Result;
 use crate::files;
 
@@ -37,16 +37,16 @@ pub fn create(sys: &Path, spec: &NodeSpec, driver: bool) -> Result<()> {
             driver: Some("mlx5_core"),
         },
     )?;
-    let gpus = hardware::gpus(spec);
-    for (index, (address, model)) in gpus.iter().enumerate() {
+    let gpus = hardware::gpus(spec)?;
+    for (index, gpu) in gpus.iter().enumerate() {
         function(
             sys,
             &Function {
-                address: address.clone(),
+                address: gpu.pci_address.clone(),
                 vendor: VENDOR_NVIDIA,
-                device: model.device,
+                device: gpu.pci_device,
                 class: CLASS_3D,
-                subsystem: (VENDOR_NVIDIA, model.subsystem),
+                subsystem: (VENDOR_NVIDIA, hardware::SUBSYSTEM),
                 numa_node: i32::from(index >= gpus.len() / 2),
                 driver: None,
             },
@@ -60,10 +60,11 @@ pub fn set_driver(sys: &Path, spec: &NodeSpec, present: bool) -> Result<()> {
     let module = sys.join("module/nvidia");
     let has_gpus = !spec.gpus.is_empty();
     if present && has_gpus {
-        files::place(&module.join("version"), &format!("{DRIVER_VERSION}\n"))?;
+        files::place(&module.join("version"), &format!("{}\n", hardware::driver_version()))?;
         files::place(&module.join("initstate"), "live\n")?;
     }
-    for (address, _) in hardware::gpus(spec) {
+    for gpu in hardware::gpus(spec)? {
+        let address = gpu.pci_address;
         let link = device(sys, &address).join("driver");
         if present {
             bind(sys, &address, "nvidia")?;
@@ -127,7 +128,7 @@ mod tests {
             Some(link.file_name()?.to_string_lossy().into_owned())
         };
         assert_eq!(read("bus/pci/devices/0000:10:00.0/vendor").as_deref(), Some("0x10de\n"));
-        assert_eq!(read("bus/pci/devices/0000:18:00.0/numa_node").as_deref(), Some("1\n"));
+        assert_eq!(read("bus/pci/devices/0000:11:00.0/numa_node").as_deref(), Some("1\n"));
         for present in [true, false, true, true] {
             set_driver(&sys, &spec, present).unwrap();
             assert_eq!(driver("0000:10:00.0").as_deref(), present.then_some("nvidia"));

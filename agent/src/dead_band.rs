@@ -1,0 +1,163 @@
+//! Which readings are worth sending: those that moved, and every so often the others, so that they stay fresh.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use berth_core::facts::GpuSample;
+use berth_core::freshness;
+
+/// A GPU whose readings stand still is sent again after this long.
+const QUIET: Duration = Duration::from_secs(3);
+/// A reading that comes a little early for that counts as on time, since the next would come a whole interval later.
+const EARLY: Duration = Duration::from_millis(250);
+const _: () = assert!(
+    QUIET.as_secs() + 1 < freshness::SAMPLE_STALE.as_secs(),
+    "sent again before it is stale"
+);
+
+const UTILIZATION_POINTS: u64 = 5;
+const MEMORY_BYTES: u64 = 64 << 20;
+const MEMORY_SHARE: u64 = 100;
+const POWER_SHARE: u64 = 20;
+const TEMPERATURE: u64 = 2;
+
+/// What the other side of one session knows.
+#[derive(Debug, Default)]
+pub struct DeadBand {
+    sent: HashMap<String, (GpuSample, Duration)>,
+}
+
+impl DeadBand {
+    /// Of the readings at `now` (on any clock that does not go back), those to send. They count as sent.
+    pub fn pick<'a>(&mut self, readings: impl IntoIterator<Item = &'a GpuSample>, now: Duration) -> Vec<GpuSample> {
+        let mut picked = Vec::new();
+        for reading in readings {
+            let due = self
+                .sent
+                .get(&reading.uuid)
+                .is_none_or(|(last, at)| now.saturating_sub(*at) + EARLY >= QUIET || moved(last, reading));
+            if due {
+                self.sent.insert(reading.uuid.clone(), (reading.clone(), now));
+                picked.push(reading.clone());
+            }
+        }
+        picked
+    }
+}
+
+/// Whether a reading left the dead-band around the one sent last. Clocks follow load and are sent along only.
+fn moved(old: &GpuSample, new: &GpuSample) -> bool {
+    let memory = |a: Option<u64>, b: Option<u64>| {
+        let share = old.memory_total_bytes.map_or(u64::MAX, |total| total / MEMORY_SHARE);
+        beyond(a, b, MEMORY_BYTES.min(share).max(1))
+    };
+    let wide = |v: Option<u32>| v.map(u64::from);
+    beyond(wide(old.gpu_utilization), wide(new.gpu_utilization), UTILIZATION_POINTS)
+        || beyond(
+            wide(old.memory_utilization),
+            wide(new.memory_utilization),
+            UTILIZATION_POINTS,
+        )
+        || memory(old.memory_used_bytes, new.memory_used_bytes)
+        || memory(old.memory_free_bytes, new.memory_free_bytes)
+        || old.memory_total_bytes != new.memory_total_bytes
+        || beyond(
+            wide(old.power_mw),
+            wide(new.power_mw),
+            (wide(old.power_mw).unwrap_or(0) / POWER_SHARE).max(1),
+        )
+        || beyond(wide(old.temperature_c), wide(new.temperature_c), TEMPERATURE)
+        || old.clocks_event_reasons != new.clocks_event_reasons
+        || old.compute_processes != new.compute_processes
+}
+
+/// A difference of at least `band`, or a reading that came or went.
+fn beyond(old: Option<u64>, new: Option<u64>, band: u64) -> bool {
+    match (old, new) {
+        (Some(old), Some(new)) => old.abs_diff(new) >= band,
+        (None, None) => false,
+        (Some(_), None) | (None, Some(_)) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading() -> GpuSample {
+        GpuSample {
+            uuid: "GPU-1".into(),
+            gpu_utilization: Some(50),
+            memory_used_bytes: Some(10 << 30),
+            memory_free_bytes: Some(70 << 30),
+            memory_total_bytes: Some(80 << 30),
+            power_mw: Some(400_000),
+            temperature_c: Some(60),
+            sm_clock_mhz: Some(1980),
+            ..GpuSample::default()
+        }
+    }
+
+    #[test]
+    fn what_counts_as_moved() {
+        type Change = fn(&mut GpuSample);
+        let table: [(&str, bool, Change); 13] = [
+            ("nothing", false, |_| ()),
+            ("4 points", false, |s| s.gpu_utilization = Some(54)),
+            ("5 points", true, |s| s.gpu_utilization = Some(45)),
+            ("63 MiB", false, |s| s.memory_used_bytes = Some((10 << 30) + (63 << 20))),
+            ("64 MiB", true, |s| s.memory_used_bytes = Some((10 << 30) - (64 << 20))),
+            ("4 % of power", false, |s| s.power_mw = Some(416_000)),
+            ("5 % of power", true, |s| s.power_mw = Some(380_000)),
+            ("1 degree", false, |s| s.temperature_c = Some(61)),
+            ("2 degrees", true, |s| s.temperature_c = Some(62)),
+            ("a clock", false, |s| s.sm_clock_mhz = Some(300)),
+            ("a reading that went", true, |s| s.temperature_c = None),
+            ("a reading that came", true, |s| s.memory_utilization = Some(0)),
+            ("a process", true, |s| s.compute_processes = Some(1)),
+        ];
+        for (what, expected, change) in table {
+            let mut new = reading();
+            change(&mut new);
+            assert_eq!(moved(&reading(), &new), expected, "{what}");
+        }
+        let small = |used| GpuSample {
+            memory_used_bytes: Some(used),
+            memory_total_bytes: Some(1 << 30),
+            ..reading()
+        };
+        assert!(moved(&small(0), &small(11 << 20)), "1 % of a small MIG device");
+    }
+
+    #[test]
+    fn drift_adds_up_and_quiet_gpus_stay_fresh() {
+        let mut band = DeadBand::default();
+        let mut sent = Vec::new();
+        for second in 0..10u32 {
+            let reading = GpuSample {
+                gpu_utilization: Some(50),
+                ..reading()
+            };
+            if !band.pick([&reading], Duration::from_secs(second.into())).is_empty() {
+                sent.push(second);
+            }
+        }
+        assert_eq!(sent, [0, 3, 6, 9]);
+
+        let mut band = DeadBand::default();
+        let mut sent = Vec::new();
+        for tenth in 0..10u32 {
+            let reading = GpuSample {
+                gpu_utilization: Some(50 + tenth),
+                ..reading()
+            };
+            if !band
+                .pick([&reading], Duration::from_millis(u64::from(tenth) * 100))
+                .is_empty()
+            {
+                sent.push(tenth);
+            }
+        }
+        assert_eq!(sent, [0, 5]);
+    }
+}

@@ -1,0 +1,271 @@
+//! Keeps the picture up to date: a scan of sysfs, and three conversations with the probe that do not wait for each other, so that an XID
+//! gets through while a reading hangs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_core::facts::{NvmlState, NvmlStatus};
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::metrics::Metrics;
+use crate::picture::{Picture, Revision, State};
+use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
+use crate::sysfs;
+
+/// Sysfs has no events that an unprivileged container gets; a scan is some dozens of small reads.
+const SCAN: Duration = Duration::from_secs(5);
+/// Pause before another look for a probe that is not there.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// The inventory is read when something says that it changed, and this often in case nothing did.
+const INVENTORY: Duration = Duration::from_secs(60);
+/// The same while NVML is not ready.
+const INVENTORY_NOT_READY: Duration = Duration::from_secs(5);
+/// Readings are taken this often unless the controller says otherwise.
+const SAMPLE: Duration = Duration::from_secs(1);
+/// What the controller may say.
+const FASTEST_SAMPLE: Duration = Duration::from_millis(100);
+const SLOWEST_SAMPLE: Duration = Duration::from_secs(60);
+
+/// What the controller can change.
+#[derive(Clone)]
+pub struct Handle {
+    interval: watch::Sender<Duration>,
+    released: watch::Sender<bool>,
+}
+
+impl Handle {
+    /// Sets the time between readings; 0 is the default.
+    pub fn set_interval(&self, ms: u64) {
+        let wanted = match ms {
+            0 => SAMPLE,
+            ms => Duration::from_millis(ms).clamp(FASTEST_SAMPLE, SLOWEST_SAMPLE),
+        };
+        self.interval
+            .send_if_modified(|old| std::mem::replace(old, wanted) != wanted);
+    }
+
+    /// Has the driver let go of, or taken again. It stays so when the probe restarts.
+    pub fn set_released(&self, released: bool) {
+        self.released
+            .send_if_modified(|old| std::mem::replace(old, released) != released);
+    }
+}
+
+#[derive(Clone)]
+struct Observer {
+    probe: Probe,
+    picture: Picture,
+    metrics: Arc<Metrics>,
+    /// Asks for an inventory.
+    look: Arc<Notify>,
+}
+
+/// Scans sysfs once, so that the picture is never empty, and starts all the rest.
+pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<Metrics>) -> Handle {
+    let observer = Observer {
+        probe,
+        picture,
+        metrics,
+        look: Arc::default(),
+    };
+    let handle = Handle {
+        interval: watch::Sender::new(SAMPLE),
+        released: watch::Sender::new(false),
+    };
+    observer.scan(&sysfs_root);
+    tokio::spawn(observer.clone().follow_sysfs(sysfs_root));
+    tokio::spawn(observer.clone().follow_events(handle.released.subscribe()));
+    tokio::spawn(observer.clone().follow_inventory());
+    tokio::spawn(observer.clone().follow_readings(handle.interval.subscribe()));
+    tokio::spawn(observer.obey(handle.released.subscribe()));
+    handle
+}
+
+impl Observer {
+    fn scan(&self, root: &Path) {
+        let found = sysfs::scan(root);
+        let changed = self.picture.update(|state, revision, now| {
+            let changed = state.facts.on_sysfs(found);
+            if changed {
+                facts_changed(state, revision, now);
+            }
+            changed
+        });
+        if changed {
+            self.look.notify_one();
+        }
+    }
+
+    async fn follow_sysfs(self, root: PathBuf) {
+        loop {
+            sleep(SCAN).await;
+            self.scan(&root);
+        }
+    }
+
+    /// NVML's state, as told or as part of an answer. Being ready counts only with the inventory that follows.
+    fn on_state(&self, status: NvmlStatus) {
+        if status.state == NvmlState::Ready {
+            return self.look.notify_one();
+        }
+        self.picture.update(|state, revision, now| {
+            if state.facts.on_nvml(status.clone()) {
+                tracing::info!(state = %status.state, message = status.message, "NVML");
+                state.samples.clear();
+                facts_changed(state, revision, now);
+            }
+        });
+    }
+
+    fn on_stuck_calls(&self, stuck_calls: u32) {
+        self.picture.update(|state, _, _| state.stuck_calls = stuck_calls);
+    }
+
+    async fn follow_events(self, released: watch::Receiver<bool>) {
+        loop {
+            match self.listen(&released).await {
+                Ok(never) => match never {},
+                Err(why) => {
+                    tracing::debug!(?why, "the probe's events");
+                    self.on_state(why.status());
+                    self.on_stuck_calls(0);
+                }
+            }
+            sleep(RECONNECT).await;
+        }
+    }
+
+    async fn listen(&self, released: &watch::Receiver<bool>) -> Result<std::convert::Infallible, NoAnswer> {
+        let mut events = self.probe.events().await?;
+        if *released.borrow() {
+            // A probe that has just started does not know.
+            self.release().await?;
+        }
+        self.look.notify_one();
+        loop {
+            match events.next().await? {
+                Told::State(status) => self.on_state(status),
+                Told::Event(event) => {
+                    tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
+                    self.picture.update(|state, revision, now| {
+                        state.tracker.on_event(&event);
+                        state.ring.push(event, now);
+                        revision.events += 1;
+                    });
+                }
+            }
+        }
+    }
+
+    async fn follow_inventory(self) {
+        loop {
+            let patience = self.picture.read(|state| match state.facts.nvml().state {
+                NvmlState::Ready => INVENTORY,
+                _ => INVENTORY_NOT_READY,
+            });
+            // Either is a reason to look.
+            let _ = tokio::time::timeout(patience, self.look.notified()).await;
+            match self.probe.inventory().await {
+                Ok(answer) => self.on_inventory(answer),
+                Err(why) => self.on_state(why.status()),
+            }
+        }
+    }
+
+    fn on_inventory(&self, answer: Answer<crate::facts::Inventory>) {
+        self.on_stuck_calls(answer.stuck_calls);
+        if answer.status.state != NvmlState::Ready {
+            return self.on_state(answer.status);
+        }
+        self.picture.update(|state, revision, now| {
+            let gpus = answer.found.gpus.len();
+            if state.facts.on_inventory(answer.found, now) {
+                tracing::info!(gpus, "NVML inventory");
+                facts_changed(state, revision, now);
+            }
+        });
+    }
+
+    async fn follow_readings(self, mut wanted: watch::Receiver<Duration>) {
+        let mut revision = self.picture.follow();
+        loop {
+            let ready = |state: &State| state.facts.nvml().state == NvmlState::Ready;
+            // Nothing to read is nothing to do: a node without GPUs, driver or probe costs nothing here.
+            while !self.picture.read(ready) {
+                if revision.changed().await.is_err() {
+                    return;
+                }
+            }
+            let mut ticks = interval(*wanted.borrow_and_update());
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while self.picture.read(ready) {
+                tokio::select! {
+                    _ = ticks.tick() => self.read().await,
+                    changed = wanted.changed() => match changed {
+                        Ok(()) => ticks = interval(*wanted.borrow_and_update()),
+                        Err(_) => return,
+                    },
+                }
+            }
+        }
+    }
+
+    async fn read(&self) {
+        match self.probe.sample().await {
+            Ok(answer) => self.on_readings(answer),
+            Err(why) => self.on_state(why.status()),
+        }
+    }
+
+    fn on_readings(&self, answer: Answer<Readings>) {
+        self.on_stuck_calls(answer.stuck_calls);
+        if answer.status.state != NvmlState::Ready {
+            return self.on_state(answer.status);
+        }
+        self.metrics.rounds.inc();
+        self.picture.update(|state, revision, now| {
+            for (uuid, error) in &answer.found.lost {
+                state.tracker.on_lost(uuid, error);
+            }
+            state.samples = answer
+                .found
+                .samples
+                .into_iter()
+                .map(|s| (s.uuid.clone(), (s, now)))
+                .collect();
+            revision.samples += 1;
+        });
+    }
+
+    async fn release(&self) -> Result<(), NoAnswer> {
+        match self.probe.release().await? {
+            Ok(()) => tracing::info!("the driver was let go of"),
+            Err(why) => tracing::error!(why, "the driver could not be let go of"),
+        }
+        Ok(())
+    }
+
+    async fn obey(self, mut released: watch::Receiver<bool>) {
+        while released.changed().await.is_ok() {
+            let release = *released.borrow_and_update();
+            let done = if release {
+                self.release().await
+            } else {
+                self.probe.resume().await
+            };
+            // A probe that is away is told when it is back.
+            if let Err(error) = done {
+                tracing::warn!(%error, release, "the probe was not told");
+            }
+            self.look.notify_one();
+        }
+    }
+}
+
+fn facts_changed(state: &mut State, revision: &mut Revision, now: Duration) {
+    let facts = state.node_facts(now);
+    state.tracker.on_inventory(&facts);
+    revision.facts += 1;
+}

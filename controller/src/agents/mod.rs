@@ -1,0 +1,81 @@
+//! The agents' link: who calls, what each session says, and how it gets into the picture.
+//!
+//! ```text
+//! TLS ─► token ─► identity (TokenReview) ─► sessions (one a node, the newest) ─► session (pure) ─► merge (pure) ─► cluster
+//! ```
+//!
+//! Only the leader listens. A session ends when its token expires without a renewal, when its pod is gone, when a newer one of the node
+//! opens, and when this process stops; what it said stays in the picture.
+
+mod identity;
+mod link;
+mod merge;
+mod outbox;
+mod refusal;
+mod server;
+mod session;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::metrics::Metrics;
+use identity::{ApiReviewer, Expected, Identifier};
+use link::Link;
+
+/// Time between two looks for sessions whose pod was gone before anybody watched.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// The picture knows a pod for certain when its session is older than this.
+const POD_KNOWN_AFTER: Duration = Duration::from_secs(60);
+/// Pods that go together end their sessions together.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Serves agents on `listener` until `stop`, then ends every stream.
+pub async fn run(
+    context: Context,
+    metrics: Arc<Metrics>,
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let settings = &context.settings;
+    let expected = Expected::agents(&settings.namespace, &settings.agent_service_account);
+    let identifier = Identifier::new(Arc::new(ApiReviewer::new(context.client.clone())), expected);
+    let link = Arc::new(Link::new(
+        identifier,
+        context.cluster.clone(),
+        metrics,
+        settings.sample_interval_ms,
+    ));
+    tokio::select! {
+        served = server::serve(listener, tls, link.clone(), stop) => served,
+        never = end_with_pods(&link) => match never {},
+    }
+}
+
+async fn end_with_pods(link: &Link) -> Infallible {
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            gone = link.cluster.gone_pods.next_batch(GATHER) => link.sessions.end_pods(&gone),
+            _ = sweep.tick() => {
+                let known: Option<BTreeSet<String>> = {
+                    let picture = link.cluster.read();
+                    picture.pods_synced.then(|| picture.pods.keys().cloned().collect())
+                };
+                if let Some(known) = known {
+                    link.sessions.end_unknown(POD_KNOWN_AFTER, Instant::now(), |pod| known.contains(pod));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `/nodes`: what is known of each node and its GPUs right now, for people.
+
+use std::time::{Duration, Instant};
+
+use berth_core::facts::Gpu;
+use serde::Serialize;
+
+use crate::cluster::{Agent, Picture};
+
+/// One node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeView {
+    node: String,
+    /// Whether the API server knows the node (an agent may be faster than the watch).
+    exists: bool,
+    /// Absent: no agent was ever heard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<AgentView>,
+    gpus: Vec<GpuView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AgentView {
+    connected: bool,
+    version: String,
+    heard_ms_ago: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvml: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvml_message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing_gpus: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GpuView {
+    index: u32,
+    uuid: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    product: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_free_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utilization_percent: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sample_age_ms: Option<u64>,
+}
+
+/// All nodes by name, those known only by their agents included.
+pub fn all(picture: &Picture, now: Instant) -> Vec<NodeView> {
+    let names: std::collections::BTreeSet<&String> = picture.nodes.keys().chain(picture.agents.keys()).collect();
+    let view = |name: &String| {
+        let agent = picture.agents.get(name);
+        NodeView {
+            node: name.clone(),
+            exists: picture.nodes.contains_key(name),
+            agent: agent.map(|a| agent_view(a, now)),
+            gpus: agent.map(|a| gpu_views(a, now)).unwrap_or_default(),
+        }
+    };
+    names.into_iter().map(view).collect()
+}
+
+fn agent_view(agent: &Agent, now: Instant) -> AgentView {
+    let facts = agent.facts.as_ref();
+    // Health is sent on change and so the fresher of the two.
+    let nvml = agent.health.as_ref().map(|h| &h.nvml).or(facts.map(|f| &f.nvml));
+    AgentView {
+        connected: agent.connected,
+        version: agent.version.clone(),
+        heard_ms_ago: ms(now.saturating_duration_since(agent.heard)),
+        nvml: nvml.map(|n| n.state.to_string()),
+        nvml_message: nvml.map(|n| n.message.clone()).filter(|m| !m.is_empty()),
+        driver: facts.and_then(|f| f.driver.as_ref()).map(|d| d.version.clone()),
+        missing_gpus: agent.health.as_ref().map(|h| h.missing_gpus),
+    }
+}
+
+fn gpu_views(agent: &Agent, now: Instant) -> Vec<GpuView> {
+    let view = |gpu: &Gpu| {
+        let health = agent.health.iter().flat_map(|h| &h.gpus).find(|h| h.uuid == gpu.uuid);
+        let sample = agent.samples.get(&gpu.uuid);
+        GpuView {
+            index: gpu.index,
+            uuid: gpu.uuid.clone(),
+            product: gpu.product.clone(),
+            memory_bytes: gpu.memory_bytes,
+            health: health.map(|h| format!("{:?}", h.state)),
+            health_message: health.map(|h| h.message.clone()).filter(|m| !m.is_empty()),
+            memory_free_bytes: sample.and_then(|(s, _)| s.memory_free_bytes),
+            utilization_percent: sample.and_then(|(s, _)| s.gpu_utilization),
+            sample_age_ms: sample.map(|(_, taken)| ms(now.saturating_duration_since(*taken))),
+        }
+    };
+    agent.facts.iter().flat_map(|f| &f.gpus).map(view).collect()
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{AgentChange, Cluster};
+    use berth_core::facts::{GpuSample, NodeFacts};
+
+    #[test]
+    fn a_node_shows_what_is_known_and_nothing_else() {
+        let (cluster, now) = (Cluster::new(), Instant::now());
+        cluster.apply_node(crate::cluster::Node {
+            name: "bare".into(),
+            ..Default::default()
+        });
+        cluster.update_agent("n1", "u", now, |agent| {
+            let gpu = Gpu {
+                uuid: "GPU-1".into(),
+                ..Gpu::default()
+            };
+            agent.facts = Some(NodeFacts {
+                gpus: vec![gpu],
+                ..NodeFacts::default()
+            });
+            let sample = GpuSample {
+                uuid: "GPU-1".into(),
+                memory_free_bytes: Some(5),
+                ..GpuSample::default()
+            };
+            agent.samples.insert("GPU-1".into(), (sample, now));
+            AgentChange::Nothing
+        });
+        let got = serde_json::to_value(all(&cluster.read(), now + Duration::from_millis(7))).unwrap();
+        let want = serde_json::json!([
+            {"node": "bare", "exists": true, "gpus": []},
+            {"node": "n1", "exists": false,
+             "agent": {"connected": false, "version": "", "heardMsAgo": 7, "nvml": "Unknown"},
+             "gpus": [{"index": 0, "uuid": "GPU-1", "memoryFreeBytes": 5, "sampleAgeMs": 7}]},
+        ]);
+        assert_eq!(got, want);
+    }
+}

@@ -1,0 +1,154 @@
+//! Validated model + what was observed → the children as they should be. Pure.
+
+pub mod engines;
+mod node_affinity;
+mod pod;
+
+use std::collections::BTreeMap;
+
+use berth_crds::premlabs::keys;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::networking::v1::{
+    HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule, IngressServiceBackend, IngressSpec,
+    IngressTLS, ServiceBackendPort,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::fetch::Observed;
+use super::validate::Validated;
+
+/// The children of one AIDeployment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Children {
+    /// The pods.
+    pub deployment: Deployment,
+    /// Their address in the cluster.
+    pub service: Service,
+    /// Their address outside; absent without endpoints.
+    pub ingress: Option<Ingress>,
+}
+
+/// The children as they should be.
+pub fn build(model: &Validated, observed: &Observed) -> Children {
+    Children {
+        deployment: deployment(model, observed),
+        service: service(model),
+        ingress: ingress(model),
+    }
+}
+
+/// Who owns the number of replicas: the spec, always, as long as nothing else can drive the Deployment. `None` would leave it to others.
+#[allow(clippy::unnecessary_wraps)]
+fn replicas(model: &Validated, _observed: &Observed) -> Option<i32> {
+    Some(model.replicas)
+}
+
+fn deployment(model: &Validated, observed: &Observed) -> Deployment {
+    Deployment {
+        metadata: metadata(model),
+        spec: Some(DeploymentSpec {
+            replicas: replicas(model, observed),
+            selector: LabelSelector {
+                match_labels: Some(selector(&model.name)),
+                ..LabelSelector::default()
+            },
+            template: pod::template(model),
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// What finds the pods. The one label alone, so that other labels may change while old pods still serve.
+pub fn selector(name: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([(keys::AI_DEPLOYMENT.to_owned(), name.to_owned())])
+}
+
+fn service(model: &Validated) -> Service {
+    let ports = &model.serving.service_ports;
+    let mut metadata = metadata(model);
+    metadata.labels = Some(model.service.labels.clone());
+    metadata.annotations = Some(with_name(model, &model.service.annotations));
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            ports: Some(
+                ports
+                    .iter()
+                    .map(|port| ServicePort {
+                        // Kubernetes wants names only where there is more than one.
+                        name: (ports.len() > 1).then(|| format!("port-{port}")),
+                        port: i32::from(*port),
+                        target_port: Some(IntOrString::Int(i32::from(*port))),
+                        ..ServicePort::default()
+                    })
+                    .collect(),
+            ),
+            selector: Some(selector(&model.name)),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn ingress(model: &Validated) -> Option<Ingress> {
+    if model.hosts.is_empty() {
+        return None;
+    }
+    let rule = |host: &String, port: u16| IngressRule {
+        host: Some(host.clone()),
+        http: Some(HTTPIngressRuleValue {
+            paths: vec![HTTPIngressPath {
+                path: Some("/".into()),
+                path_type: "Prefix".into(),
+                backend: IngressBackend {
+                    service: Some(IngressServiceBackend {
+                        name: model.name.clone(),
+                        port: Some(ServiceBackendPort {
+                            number: Some(i32::from(port)),
+                            name: None,
+                        }),
+                    }),
+                    resource: None,
+                },
+            }],
+        }),
+    };
+    let hosts = model.hosts.iter().zip(&model.serving.endpoint_ports);
+    let tls = IngressTLS {
+        hosts: Some(model.hosts.clone()),
+        secret_name: Some(format!("{}-tls", model.name)),
+    };
+    let mut metadata = metadata(model);
+    metadata.labels = Some(model.ingress.labels.clone());
+    metadata.annotations = Some(with_name(model, &model.ingress.annotations));
+    Some(Ingress {
+        metadata,
+        spec: Some(IngressSpec {
+            rules: Some(hosts.map(|(host, port)| rule(host, *port)).collect()),
+            tls: (model.ingress.tls == Some(true)).then(|| vec![tls]),
+            ..IngressSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn metadata(model: &Validated) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(model.name.clone()),
+        namespace: Some(model.namespace.clone()),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Service and Ingress name the AIDeployment by annotation; the user's own annotations win.
+fn with_name(model: &Validated, annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut all = selector(&model.name);
+    all.extend(annotations.clone());
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! The pod template.
+
+use berth_crds::names;
+use berth_crds::premlabs::keys;
+use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, TopologySpreadConstraint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+
+use super::{node_affinity, selector};
+use crate::kinds::aideployment::validate::{Placing, Validated};
+
+/// The template of all pods.
+pub fn template(model: &Validated) -> PodTemplateSpec {
+    let mut spec = model.base.clone();
+    let mut labels = model.pod_labels.clone();
+    let mut annotations = model.pod_annotations.clone();
+    let serving = &model.serving;
+
+    match serving.replaces.and_then(|at| spec.containers.get_mut(at)) {
+        Some(container) => *container = serving.container.clone(),
+        None => spec.containers.push(serving.container.clone()),
+    }
+    spec.init_containers
+        .get_or_insert_default()
+        .extend(serving.init_containers.clone());
+    let volumes = spec.volumes.get_or_insert_default();
+    for volume in &serving.volumes {
+        if !volumes.iter().any(|v| v.name == volume.name) {
+            volumes.push(volume.clone());
+        }
+    }
+    spec.automount_service_account_token = Some(false);
+    spec.node_selector = Some(model.node_selector.clone());
+    if model.uses_gpus {
+        spec.runtime_class_name
+            .get_or_insert_with(|| names::NVIDIA_RUNTIME_CLASS.into());
+    }
+
+    // A label of any value is the original's way to opt out.
+    if !labels.contains_key(keys::SPREAD_TOPOLOGY) {
+        labels.insert(keys::SPREAD_TOPOLOGY.into(), keys::SPREAD_TOPOLOGY_VALUE.into());
+        spec.topology_spread_constraints.get_or_insert_default().push(spread());
+    }
+    // Last: without it the selector would not find the pods.
+    labels.extend(selector(&model.name));
+
+    match &model.placing {
+        Placing::Unmanaged => {}
+        Placing::Managed(asked) => {
+            gate(&mut spec);
+            annotations.extend(asked.clone());
+        }
+        Placing::Scheduler { classes, capability } => node_affinity::require(&mut spec, classes, *capability),
+    }
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(spec),
+    }
+}
+
+fn gate(spec: &mut PodSpec) {
+    let gates = spec.scheduling_gates.get_or_insert_default();
+    if !gates.iter().any(|g| g.name == names::GATE) {
+        gates.push(PodSchedulingGate {
+            name: names::GATE.into(),
+        });
+    }
+}
+
+fn spread() -> TopologySpreadConstraint {
+    TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: "kubernetes.io/hostname".into(),
+        when_unsatisfiable: "ScheduleAnyway".into(),
+        label_selector: Some(LabelSelector {
+            match_labels: Some([(keys::SPREAD_TOPOLOGY.into(), keys::SPREAD_TOPOLOGY_VALUE.into())].into()),
+            ..LabelSelector::default()
+        }),
+        ..TopologySpreadConstraint::default()
+    }
+}

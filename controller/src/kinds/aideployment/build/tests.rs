@@ -1,0 +1,354 @@
+use serde_json::{Value, json};
+
+use crate::kinds::aideployment::fixtures::{aideployment, children, read, sent};
+use crate::kinds::apply::Intent;
+use crate::kinds::children::Kind;
+
+/// The whole of an AIDeployment's children in one value, as sent.
+fn all(name: &str, spec: &str) -> Value {
+    let children = children(name, spec);
+    json!({
+        "deployment": sent(&children.deployment),
+        "service": sent(&children.service),
+        "ingress": children.ingress.as_ref().map(sent),
+    })
+}
+
+fn yaml(text: &str) -> Value {
+    serde_saphyr::from_str(text).unwrap()
+}
+
+fn serving(value: &Value) -> Value {
+    let containers = value.pointer("/deployment/spec/template/spec/containers").unwrap();
+    let found = containers.as_array().unwrap().iter().find(|c| c["name"] == "serving");
+    found.unwrap().clone()
+}
+
+fn pod(value: &Value) -> Value {
+    value.pointer("/deployment/spec/template/spec").unwrap().clone()
+}
+
+/// The original's example for vLLM, key by key. What is ours is the gate, and the Service's selector without labels that may change.
+#[test]
+fn the_golden_shape() {
+    let built = all(
+        "vllm-engine",
+        "
+        endpoint: [{domain: vllm.127.0.0.1.nip.io}]
+        engine: {name: vllm}
+        models: [{uri: mistralai/Mistral-7B-v0.1}]
+        deployment:
+          accelerator: {interface: CUDA, minVersion: {major: 7}}
+          resources: {limits: {cpu: 1, memory: 16Gi}}
+        ",
+    );
+    let want = yaml(
+        r#"
+        deployment:
+          apiVersion: apps/v1
+          kind: Deployment
+          metadata: {name: vllm-engine, namespace: shop}
+          spec:
+            replicas: 1
+            selector: {matchLabels: {mlcontroller.premlabs.io/ai-deployment: vllm-engine}}
+            template:
+              metadata:
+                labels:
+                  mlcontroller.premlabs.io/ai-deployment: vllm-engine
+                  mlcontroller.premlabs.io/spread-topology: ai-model
+              spec:
+                schedulingGates: [{name: berth.dev/placement}]
+                runtimeClassName: nvidia
+                automountServiceAccountToken: false
+                topologySpreadConstraints:
+                - maxSkew: 1
+                  topologyKey: kubernetes.io/hostname
+                  whenUnsatisfiable: ScheduleAnyway
+                  labelSelector: {matchLabels: {mlcontroller.premlabs.io/spread-topology: ai-model}}
+                volumes: [{name: models, emptyDir: {}}]
+                containers:
+                - name: serving
+                  image: "vllm/vllm-openai:latest"
+                  imagePullPolicy: Always
+                  args: [--model, mistralai/Mistral-7B-v0.1]
+                  volumeMounts: [{name: models, mountPath: /root/.cache/huggingface}]
+                  resources:
+                    requests: {nvidia.com/gpu: "1"}
+                    limits: {cpu: "1", memory: 16Gi, nvidia.com/gpu: "1"}
+                  startupProbe: {httpGet: {path: /health, port: 8000}, initialDelaySeconds: 3, periodSeconds: 1, failureThreshold: 120}
+                  readinessProbe: {httpGet: {path: /health, port: 8000}, failureThreshold: 3}
+                  livenessProbe: {httpGet: {path: /health, port: 8000}, periodSeconds: 30, timeoutSeconds: 15, failureThreshold: 10}
+        service:
+          apiVersion: v1
+          kind: Service
+          metadata:
+            name: vllm-engine
+            namespace: shop
+            annotations: {mlcontroller.premlabs.io/ai-deployment: vllm-engine}
+          spec:
+            ports: [{port: 8000, targetPort: 8000}]
+            selector: {mlcontroller.premlabs.io/ai-deployment: vllm-engine}
+        ingress:
+          apiVersion: networking.k8s.io/v1
+          kind: Ingress
+          metadata:
+            name: vllm-engine
+            namespace: shop
+            annotations: {mlcontroller.premlabs.io/ai-deployment: vllm-engine}
+          spec:
+            rules:
+            - host: vllm.127.0.0.1.nip.io
+              http:
+                paths:
+                - path: /
+                  pathType: Prefix
+                  backend: {service: {name: vllm-engine, port: {number: 8000}}}
+        "#,
+    );
+    assert_eq!(built, want);
+}
+
+/// V1: without GPU and resources nothing of the kind is set.
+#[test]
+fn vllm_without_a_gpu() {
+    insta::assert_yaml_snapshot!(all(
+        "vllm",
+        "{engine: {name: vllm}, models: [{uri: facebook/opt-125m}]}"
+    ));
+}
+
+/// V2: single timings are replaced, a zero but for the initial delay is none.
+#[test]
+fn probe_overrides() {
+    let built = all(
+        "vllm",
+        "
+        engine: {name: vllm}
+        models: [{uri: m}]
+        deployment:
+          resources: {requests: {memory: 70Mi}}
+          startupProbe: {initialDelaySeconds: 66, periodSeconds: 33, timeoutSeconds: 12, failureThreshold: 13}
+          readinessProbe: {successThreshold: 14, initialDelaySeconds: 0, periodSeconds: 0}
+          livenessProbe: {periodSeconds: 21, terminationGracePeriodSeconds: 5}
+        ",
+    );
+    let get = |probe: &str| {
+        let mut probe = serving(&built)[probe].take();
+        probe["httpGet"].take();
+        probe
+    };
+    assert_eq!(
+        get("startupProbe"),
+        json!({"httpGet": null, "initialDelaySeconds": 66, "periodSeconds": 33, "timeoutSeconds": 12, "failureThreshold": 13})
+    );
+    assert_eq!(
+        get("readinessProbe"),
+        json!({"httpGet": null, "successThreshold": 14, "failureThreshold": 3, "initialDelaySeconds": 0})
+    );
+    assert_eq!(
+        get("livenessProbe"),
+        json!({"httpGet": null, "periodSeconds": 21, "timeoutSeconds": 15, "failureThreshold": 10, "terminationGracePeriodSeconds": 5})
+    );
+}
+
+/// V3 and G2: the GPU count stands in requests and limits, other resources are left as given.
+#[test]
+fn gpus_in_resources() {
+    let v3 = all(
+        "vllm",
+        "{engine: {name: vllm}, models: [{uri: m}], deployment: {accelerator: {interface: CUDA, minVersion: {major: 7}}, resources: {requests: {memory: 200Gi}}}}",
+    );
+    assert_eq!(
+        serving(&v3)["resources"],
+        json!({"requests": {"memory": "200Gi", "nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": "1"}})
+    );
+    assert_eq!(pod(&v3)["runtimeClassName"], "nvidia");
+    let g2 = all(
+        "g",
+        "
+        engine: {name: generic}
+        endpoint: [{domain: foo, port: 8000}]
+        deployment:
+          accelerator: {interface: CUDA}
+          resources: {requests: {memory: 200Gi, nvidia.com/gpu: 3}}
+          template: {spec: {runtimeClassName: mine, containers: [{name: bun, image: 'oven/bun:latest'}]}}
+        ",
+    );
+    assert_eq!(
+        serving(&g2)["resources"],
+        json!({"requests": {"memory": "200Gi", "nvidia.com/gpu": "3"}, "limits": {"nvidia.com/gpu": "3"}})
+    );
+    assert_eq!(pod(&g2)["runtimeClassName"], "mine", "a template's own is kept");
+}
+
+/// V4, and what the original refuses or breaks: names with `_` and `-`, empty options.
+#[test]
+fn vllm_arguments() {
+    let args = |options: &str, model: &str| {
+        let spec =
+            format!("{{engine: {{name: vllm, options: {options}}}, models: [{{uri: m, {model}}}], args: [--x]}}");
+        serving(&all("vllm", &spec))["args"].clone()
+    };
+    assert_eq!(
+        args(
+            "{dtype: float16, quantization: awq}",
+            "quantization: awq, dataType: float16"
+        ),
+        json!(["--model", "m", "--dtype", "float16", "--quantization", "awq", "--x"])
+    );
+    assert_eq!(
+        args("{quantization: awq_marlin}", "quantization: gptq, dataType: bfloat16"),
+        json!([
+            "--model",
+            "m",
+            "--dtype",
+            "bfloat16",
+            "--quantization",
+            "awq_marlin",
+            "--x"
+        ]),
+        "options win over the model"
+    );
+    assert_eq!(
+        args("{dtype: '', quantization: compressed-tensors}", "dataType: ''"),
+        json!(["--model", "m", "--quantization", "compressed-tensors", "--x"])
+    );
+}
+
+#[test]
+fn images() {
+    let image = |options: &str| {
+        let spec = format!("{{engine: {{name: vllm, options: {options}}}, models: [{{uri: m}}]}}");
+        serving(&all("vllm", &spec))["image"].clone()
+    };
+    assert_eq!(image("{}"), "vllm/vllm-openai:latest");
+    assert_eq!(image("{imageTag: v0.11.0}"), "vllm/vllm-openai:v0.11.0");
+    assert_eq!(
+        image("{imageRepository: r.example/v, imageTag: ''}"),
+        "r.example/v:latest"
+    );
+}
+
+/// The original ignores a template under vllm; here it is what the pod is built on.
+#[test]
+fn a_template_under_vllm_is_honoured() {
+    let built = all(
+        "vllm",
+        "
+        engine: {name: vllm}
+        models: [{uri: m}]
+        env: [{name: A, value: '1'}, {name: B, value: '2'}, {name: A, value: '3'}]
+        deployment:
+          template:
+            metadata: {labels: {team: x}, annotations: {note: text}}
+            spec:
+              imagePullSecrets: [{name: secret}]
+              containers:
+              - {name: proxy, image: proxy}
+              - name: serving
+                image: 'mine:1'
+                args: [--own]
+                volumeMounts: [{name: cache, mountPath: /root/.cache/huggingface}]
+              volumes: [{name: cache, persistentVolumeClaim: {claimName: c}}]
+        ",
+    );
+    insta::assert_yaml_snapshot!(built["deployment"]["spec"]["template"]);
+}
+
+/// G1, and more than one port.
+#[test]
+fn generic_with_ports() {
+    let built = all(
+        "g",
+        "
+        engine: {name: generic}
+        endpoint: [{domain: a.example.com, port: 8081}, {domain: b.example.com, port: 9000}, {domain: c.example.com}]
+        service: {labels: {a: b}, annotations: {c: d}}
+        ingress: {tls: true, labels: {e: f}, annotations: {mlcontroller.premlabs.io/ai-deployment: mine}}
+        deployment:
+          replicas: 3
+          labels: {mlcontroller.premlabs.io/ai-deployment: other, mlcontroller.premlabs.io/spread-topology: none}
+          nodeSelector: {pool: a}
+          template:
+            spec:
+              nodeSelector: {pool: b, disk: ssd}
+              containers: [{name: bun, image: 'oven/bun:latest', ports: [{containerPort: 9000, name: admin}]}, {name: side, image: s}]
+        ",
+    );
+    insta::assert_yaml_snapshot!(built);
+}
+
+#[test]
+fn generic_ports_without_endpoints() {
+    let port = |container: &str| {
+        let spec =
+            format!("{{engine: {{name: generic}}, deployment: {{template: {{spec: {{containers: [{container}]}}}}}}}}");
+        all("g", &spec)["service"]["spec"]["ports"].clone()
+    };
+    let on = |port: u16| json!([{"port": port, "targetPort": port}]);
+    assert_eq!(port("{name: a, image: b}"), on(8000));
+    assert_eq!(port("{name: a, image: b, ports: [{containerPort: 5000}]}"), on(5000));
+    assert_eq!(
+        port("{name: ollama, image: ollama/ollama, livenessProbe: {httpGet: {path: /, port: 11434}}}"),
+        on(11434)
+    );
+    assert_eq!(
+        port("{name: a, image: b, ports: [{containerPort: 7, name: web}], livenessProbe: {tcpSocket: {port: web}}}"),
+        on(7)
+    );
+}
+
+#[test]
+fn kube_scheduler_gets_labels_instead_of_a_gate() {
+    let with = |accelerator: &str, affinity: &str| {
+        let spec = format!(
+            "{{engine: {{name: vllm}}, models: [{{uri: m}}], deployment: {{accelerator: {{interface: CUDA, {accelerator}}}, placement: {{policy: Scheduler}}, \
+             template: {{spec: {{containers: [], affinity: {affinity}}}}}}}}}"
+        );
+        let pod = pod(&all("v", &spec));
+        assert!(pod.get("schedulingGates").is_none());
+        json!({"nodeSelector": pod.get("nodeSelector"), "affinity": pod.get("affinity")})
+    };
+    assert_eq!(
+        with("class: h100", "{}")["nodeSelector"],
+        json!({"berth.dev/gpu-class": "h100"})
+    );
+    insta::assert_yaml_snapshot!(with(
+        "classes: [h100, a100], minVersion: {major: 8, minor: 6}",
+        "{nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a]}]}, {matchFields: [{key: metadata.name, operator: In, values: [node-1]}]}]}}}",
+    ));
+    assert_eq!(
+        with("minVersion: {major: 9}", "{}")["affinity"],
+        yaml(
+            "{nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: nvidia.com/gpu.compute.major, operator: Gt, values: ['8']}]}]}}}"
+        )
+    );
+}
+
+/// What every child carries besides, and where it does not.
+#[test]
+fn marks_of_a_child() {
+    let spec = "{engine: {name: vllm}, models: [{uri: m}], service: {labels: {app.kubernetes.io/managed-by: me}}}";
+    let owner = read(&aideployment("v", spec)).unwrap().owner;
+    let children = children("v", spec);
+    let deployment = Intent::new(Kind::Deployment, &owner, sent(&children.deployment)).body;
+    assert_eq!(
+        deployment["metadata"]["ownerReferences"],
+        json!([{"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "name": "v", "uid": "uid-of-it",
+            "controller": true, "blockOwnerDeletion": true}])
+    );
+    assert_eq!(
+        deployment["metadata"]["labels"],
+        json!({"app.kubernetes.io/managed-by": "berth"})
+    );
+    let inside = deployment["spec"].to_string();
+    assert!(
+        !inside.contains("managed-by") && !inside.contains("berth.dev/applied"),
+        "{inside}"
+    );
+    let service = Intent::new(Kind::Service, &owner, sent(&children.service)).body;
+    assert_eq!(
+        service["metadata"]["labels"]["app.kubernetes.io/managed-by"], "berth",
+        "ours wins"
+    );
+}

@@ -1,0 +1,201 @@
+//! AIDeployment: a model with its engine, as a Deployment, a Service and an Ingress.
+//!
+//! ```text
+//! fetch (what is watched) ─► validate ─► build ─► apply ─► status
+//!                            pure        pure     requests  pure, one request where it changed
+//! ```
+
+pub mod build;
+pub mod fetch;
+#[cfg(test)]
+pub mod fixtures;
+pub mod serve;
+pub mod status;
+pub mod validate;
+
+use std::sync::Arc;
+
+use berth_crds::names;
+use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+
+use self::build::Children as Wanted;
+use self::fetch::Observed;
+use self::status::{Acceptance, View};
+use self::validate::{Defaults, Validated, validate};
+use super::apply::{Applied, Intent, Writer, timed};
+use super::children::{Children, Kind};
+use super::error::{Class, Error};
+use super::memory::Memories;
+use super::runtime_classes::RuntimeClasses;
+use super::status::{notices, tell};
+use crate::cluster::ObjectKey;
+use crate::context::Context;
+
+/// Failures of the API server in a row after which the status tells of them: fewer are no news.
+const TRANSIENT_TRIES: u32 = 3;
+
+/// What every look at an AIDeployment is given.
+pub struct Room {
+    /// The controller's handles.
+    pub context: Context,
+    /// Children of all kinds.
+    pub children: Arc<Children>,
+    /// RuntimeClasses of the cluster.
+    pub runtime_classes: Arc<RuntimeClasses>,
+    /// What is remembered between looks.
+    pub memories: Memories<AIDeploymentStatus>,
+}
+
+/// One look at one AIDeployment: everything is brought in step with its spec, and its status with what is.
+pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> {
+    if object.metadata.deletion_timestamp.is_some() {
+        // Its children go by their owner reference.
+        return Ok(());
+    }
+    let key = (object.namespace().unwrap_or_default(), object.name_any());
+    let paused = object.annotations().contains_key(names::PAUSED);
+    let observed = observe(&key, room);
+    let defaults = Defaults {
+        policy: room.context.settings.placement_default,
+    };
+    let (acceptance, outcome) = match validate(object, defaults) {
+        _ if paused => (Acceptance::Paused, Ok(())),
+        Err(problems) => (Acceptance::Invalid(problems), Ok(())),
+        Ok(model) => {
+            let outcome = apply(&model, &observed, room).await;
+            let acceptance = match &outcome {
+                Ok(()) => Acceptance::Valid(model.ignored),
+                Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(error) => {
+                    let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
+                    if error.class() == Class::Transient && is_brief {
+                        return outcome;
+                    }
+                    Acceptance::ApplyFailed(error.to_string())
+                }
+            };
+            (acceptance, outcome)
+        }
+    };
+    report(object, &key, &acceptance, room).await?;
+    outcome
+}
+
+fn observe(key: &ObjectKey, room: &Room) -> Observed {
+    let runtime_classes = room.runtime_classes.names();
+    fetch::fetch(key, &room.children, &room.context.cluster.read(), runtime_classes)
+}
+
+/// The Deployment goes first: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
+/// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
+async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+    let key = (model.namespace.clone(), model.name.clone());
+    let memory = room.memories.get(&key);
+    let writer = Writer {
+        client: &room.context.client,
+        manager: names::managers::AIDEPLOYMENT,
+        owner: &model.owner,
+    };
+    let Wanted {
+        deployment,
+        service,
+        ingress,
+    } = build::build(model, observed);
+    let wanted = [
+        (Kind::Deployment, as_value(&deployment), &observed.deployment),
+        (Kind::Service, as_value(&service), &observed.service),
+    ];
+    let ingress_wanted = ingress
+        .as_ref()
+        .map(|i| (Kind::Ingress, as_value(i), &observed.ingress));
+    for (kind, object, seen) in wanted.into_iter().chain(ingress_wanted) {
+        let intent = Intent::new(kind, &model.owner, object);
+        let settled = memory.settled.get(&kind).cloned().unwrap_or_default();
+        match writer.apply(&intent, seen.as_ref(), &settled).await? {
+            Applied::Kept => {}
+            Applied::Written { child, settled } => {
+                tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
+                room.children.observe(kind, &key, &child);
+                room.memories.change(&key, |m| {
+                    m.settled.insert(kind, settled);
+                });
+            }
+        }
+    }
+    if ingress.is_none() {
+        let seen = observed.ingress.as_ref();
+        if writer.prune(Kind::Ingress, &key.0, &key.1, seen).await? {
+            tracing::info!(
+                namespace = key.0,
+                name = key.1,
+                "deleted the Ingress: no endpoints are left"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn as_value(object: &impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(object).expect("plain data with text keys always serialises")
+}
+
+/// Writes the status where it changed, and tells of transitions.
+async fn report(object: &AIDeployment, key: &ObjectKey, acceptance: &Acceptance, room: &Room) -> Result<(), Error> {
+    // What was just applied counts, so it is read again.
+    let observed = observe(key, room);
+    let before = last_status(object, key, room);
+    let now = Timestamp::now();
+    let status = status::status(&View {
+        name: &key.1,
+        generation: object.metadata.generation,
+        acceptance,
+        observed: &observed,
+        before: &before,
+        // The API keeps whole seconds.
+        now: Timestamp::from_second(now.as_second()).unwrap_or(now),
+    });
+    if status == before {
+        return Ok(());
+    }
+    let body = json!({
+        "apiVersion": AIDeployment::api_version(&()),
+        "kind": AIDeployment::kind(&()),
+        // The UID: a namesake made anew must not get the status of the one before.
+        "metadata": {"name": key.1, "uid": object.metadata.uid},
+        "status": status,
+    });
+    let api: Api<AIDeployment> = Api::namespaced(room.context.client.clone(), &key.0);
+    let params = PatchParams::apply(names::managers::AIDEPLOYMENT_STATUS)
+        .force()
+        .validation_strict();
+    let patch = Patch::Apply(&body);
+    let call = api.patch_status(&key.1, &params, &patch);
+    let answer = timed("write status of", ("AIDeployment", &key.0, &key.1), call).await?;
+    room.memories.change(key, |m| {
+        m.status = Some((answer.resource_version().unwrap_or_default(), status.clone()));
+    });
+    let reference: ObjectReference = object.object_ref(&());
+    tell(
+        &room.context.events,
+        &reference,
+        notices(&before.conditions, &status.conditions),
+    );
+    Ok(())
+}
+
+/// The status as it stands: what the watch shows, or what was written since. An empty message is none.
+fn last_status(object: &AIDeployment, key: &ObjectKey, room: &Room) -> AIDeploymentStatus {
+    let written = room.memories.get(key).status;
+    let shown = object.resource_version().unwrap_or_default();
+    let mut status = match written {
+        Some((version, status)) if super::children::is_older(&shown, &version) => status,
+        _ => object.status.clone().unwrap_or_default(),
+    };
+    status.err_msg = status.err_msg.filter(|m| !m.is_empty());
+    status
+}

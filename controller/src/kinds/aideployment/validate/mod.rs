@@ -1,0 +1,233 @@
+//! Spec → one model in which nothing is left to check. Nothing behind this room reads the spec.
+//!
+//! All problems are collected: an object is corrected once, not once a problem.
+
+mod gpu;
+mod names;
+mod probes;
+mod resources;
+
+use std::collections::BTreeMap;
+
+use berth_crds::conditions::Reason;
+use berth_crds::premlabs::AIDeployment;
+use berth_crds::premlabs::aideployment::{
+    AIDeploymentSpec, DeploymentOptions, IngressOptions, ObjectExtras, PlacementPolicy,
+};
+use berth_crds::premlabs::keys;
+use k8s_openapi::api::core::v1::{EnvVar, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource;
+
+use super::build::engines::{ENGINES, ModelField, NOT_YET, Serving, template_containers};
+use crate::kinds::problems::{Findings, Problems};
+
+pub use gpu::Placing;
+
+/// An AIDeployment that can be carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validated {
+    /// Name, and so that of every child.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// The object as its children's controller.
+    pub owner: OwnerReference,
+    /// Wanted number of pods.
+    pub replicas: i32,
+    /// The engine, its container complete with arguments, environment, probes and resources.
+    pub serving: Serving,
+    /// The template's pod spec, to build on.
+    pub base: PodSpec,
+    /// Labels of the pods: template's, then those of the options.
+    pub pod_labels: BTreeMap<String, String>,
+    /// Annotations of the pods: template's, then those of the options.
+    pub pod_annotations: BTreeMap<String, String>,
+    /// Node labels that a node must have.
+    pub node_selector: BTreeMap<String, String>,
+    /// Whether the pods use GPUs.
+    pub uses_gpus: bool,
+    /// Who picks the node, and by what.
+    pub placing: Placing,
+    /// Hosts of the Ingress; the port of each is in `serving`.
+    pub hosts: Vec<String>,
+    /// Labels and annotations of the Service.
+    pub service: ObjectExtras,
+    /// Labels, annotations and TLS of the Ingress.
+    pub ingress: IngressOptions,
+    /// What is accepted and has no effect.
+    pub ignored: Vec<String>,
+}
+
+/// What the spec leaves to the installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// Who places pods that ask for a GPU.
+    pub policy: PlacementPolicy,
+}
+
+/// Reads an AIDeployment.
+pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, Problems> {
+    let mut findings = Findings::default();
+    let name = object.metadata.name.clone().unwrap_or_default();
+    names::service_name(&name, &mut findings);
+    let spec = &object.spec;
+    let none = DeploymentOptions::default();
+    let options = spec.deployment.as_ref().unwrap_or(&none);
+
+    let serving = engine(spec, &mut findings);
+    other_serving_containers(spec, serving.as_ref(), &mut findings);
+    for (i, endpoint) in spec.endpoint.iter().enumerate() {
+        names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
+    }
+    let replicas = options.replicas.unwrap_or(1);
+    if replicas < 0 {
+        findings.invalid(
+            "spec.deployment.replicas",
+            format_args!("{replicas} is negative"),
+            "give 0 or more",
+        );
+    }
+    if options.labels.get(keys::AI_DEPLOYMENT).is_some_and(|v| *v != name) {
+        findings.ignored(
+            format_args!("spec.deployment.labels[{}]", keys::AI_DEPLOYMENT),
+            "the label is what the selector finds the pods by",
+        );
+    }
+
+    // Checks go on without an engine, so that its problems do not hide others.
+    let mut serving_or_none = serving.clone().unwrap_or_default();
+    probes::overlay(
+        &mut serving_or_none.container,
+        options,
+        serving.is_some(),
+        &mut findings,
+    );
+    let own_resources = serving_or_none.container.resources.take();
+    let template = options.template.clone().unwrap_or_default();
+    let base = template.spec.unwrap_or_default();
+    let node_selector = overlaid(base.node_selector.clone(), &options.node_selector);
+    let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);
+    let gpus = gpu::count(options, &resources, &mut findings);
+    if let Some(count) = gpus {
+        resources::set_gpus(&mut resources, count);
+    }
+    let placing = gpu::placing(options, gpus, defaults.policy, &node_selector, &mut findings);
+
+    let Findings { problems, ignored } = findings;
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let container = &mut serving_or_none.container;
+    container.resources = (resources != Default::default()).then_some(resources);
+    container.env = Some(last_of_each(
+        container.env.take().into_iter().flatten().chain(spec.env.clone()),
+    ));
+    container.args.get_or_insert_default().extend(spec.args.clone());
+
+    let template_metadata = template.metadata.unwrap_or_default();
+    Ok(Validated {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        owner: OwnerReference {
+            block_owner_deletion: Some(true),
+            ..object.controller_owner_ref(&()).unwrap_or_default()
+        },
+        name,
+        replicas,
+        serving: serving_or_none,
+        base,
+        pod_labels: overlaid(template_metadata.labels, &options.labels),
+        pod_annotations: overlaid(template_metadata.annotations, &options.annotations),
+        node_selector,
+        uses_gpus: gpus.is_some(),
+        placing,
+        hosts: spec.endpoint.iter().map(|e| e.domain.clone()).collect(),
+        service: spec.service.clone().unwrap_or_default(),
+        ingress: spec.ingress.clone().unwrap_or_default(),
+        ignored,
+    })
+}
+
+fn engine(spec: &AIDeploymentSpec, findings: &mut Findings) -> Option<Serving> {
+    let served = || ENGINES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
+    let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
+    let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
+        let wrong = match name {
+            "" => "is empty".to_owned(),
+            _ if NOT_YET.contains(&name) => format!("{name:?} is not served by this version of Berth yet"),
+            _ => format!("{name:?} is no engine"),
+        };
+        findings.problems.push(
+            Reason::UnsupportedEngine,
+            "spec.engine.name",
+            wrong,
+            format_args!("this version serves {}", served()),
+        );
+        return None;
+    };
+    let options = spec.engine.iter().flat_map(|e| e.options.keys());
+    for key in options.filter(|k| !engine.options.contains(&k.as_str())) {
+        findings.ignored(
+            format_args!("spec.engine.options.{key}"),
+            format_args!("the engine {name} does not read it"),
+        );
+    }
+    let reads_models = engine.model_fields.contains(&ModelField::Uri);
+    for (i, model) in spec.models.iter().enumerate().filter(|_| reads_models) {
+        let is_set = |v: &Option<String>| v.as_deref().is_some_and(|v| !v.is_empty());
+        let fields = [
+            (ModelField::Quantization, "quantization", is_set(&model.quantization)),
+            (ModelField::DataType, "dataType", is_set(&model.data_type)),
+            (
+                ModelField::EngineConfigFile,
+                "engineConfigFile",
+                is_set(&model.engine_config_file),
+            ),
+        ];
+        for (field, text, set) in fields {
+            if set && !engine.model_fields.contains(&field) {
+                findings.ignored(
+                    format_args!("spec.models[{i}].{text}"),
+                    format_args!("the engine {name} does not read it"),
+                );
+            }
+        }
+        if !model.options.is_empty() {
+            findings.ignored(format_args!("spec.models[{i}].options"), "no engine reads them");
+        }
+    }
+    (engine.read)(spec, findings)
+}
+
+/// The name `serving` belongs to one container.
+fn other_serving_containers(spec: &AIDeploymentSpec, serving: Option<&Serving>, findings: &mut Findings) {
+    let Some(serving) = serving else { return };
+    for (i, container) in template_containers(spec).iter().enumerate() {
+        if container.name == keys::SERVING_CONTAINER && serving.replaces != Some(i) {
+            findings.invalid(
+                format!("spec.deployment.template.spec.containers[{i}].name"),
+                format_args!("{:?} is the name of the engine's container", keys::SERVING_CONTAINER),
+                "give this container another name",
+            );
+        }
+    }
+}
+
+/// A variable that is set twice has its last value, as in a pod; applying it twice is not possible.
+fn last_of_each(env: impl Iterator<Item = EnvVar>) -> Vec<EnvVar> {
+    let mut kept: Vec<EnvVar> = Vec::new();
+    for variable in env {
+        kept.retain(|v| v.name != variable.name);
+        kept.push(variable);
+    }
+    kept
+}
+
+fn overlaid(base: Option<BTreeMap<String, String>>, over: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut map = base.unwrap_or_default();
+    map.extend(over.clone());
+    map
+}
+
+#[cfg(test)]
+mod tests;

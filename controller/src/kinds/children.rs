@@ -1,0 +1,411 @@
+//! The children that Berth made, as last seen: one watch a kind, filtered by the managed-by label, for all kinds of owners.
+//!
+//! Kept as compact JSON text: an object is looked at a few times in its life and held for all of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use berth_crds::names;
+use futures::{Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::{ApiResource, DynamicObject};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch_stream};
+use kube::{Api, Client};
+use parking_lot::RwLock;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::cluster::ObjectKey;
+
+/// Kinds of children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// apps/v1
+    Deployment,
+    /// v1
+    Service,
+    /// networking.k8s.io/v1
+    Ingress,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress];
+
+    /// As in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::Service => "Service",
+            Self::Ingress => "Ingress",
+        }
+    }
+
+    /// Where the API serves it.
+    pub fn resource(self) -> ApiResource {
+        let (group, plural) = match self {
+            Self::Deployment => ("apps", "deployments"),
+            Self::Service => ("", "services"),
+            Self::Ingress => ("networking.k8s.io", "ingresses"),
+        };
+        let group_version = if group.is_empty() {
+            "v1".into()
+        } else {
+            format!("{group}/v1")
+        };
+        ApiResource {
+            group: group.into(),
+            version: "v1".into(),
+            api_version: group_version,
+            kind: self.as_str().into(),
+            plural: plural.into(),
+        }
+    }
+}
+
+/// A child as last seen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Child {
+    /// UID.
+    pub uid: String,
+    /// Version of this view.
+    pub resource_version: String,
+    /// Deletion was asked for.
+    pub terminating: bool,
+    /// The owner with `controller: true`.
+    pub controller: Option<OwnerReference>,
+    /// The whole object, without managed fields.
+    pub object: Value,
+}
+
+impl Child {
+    /// From the API.
+    pub fn new(mut object: DynamicObject) -> Self {
+        object.metadata.managed_fields = None;
+        let meta = &object.metadata;
+        Self {
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            terminating: meta.deletion_timestamp.is_some(),
+            controller: meta
+                .owner_references
+                .iter()
+                .flatten()
+                .find(|o| o.controller == Some(true))
+                .cloned(),
+            object: serde_json::to_value(&object).unwrap_or_default(),
+        }
+    }
+
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.object["metadata"]["annotations"][key].as_str()
+    }
+
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.object["metadata"]["labels"][key].as_str()
+    }
+}
+
+/// A [`Child`] at rest.
+#[derive(Debug)]
+struct Kept {
+    resource_version: String,
+    json: Box<str>,
+}
+
+/// The object that a child says it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnerKey {
+    /// Kind, as in the owner reference.
+    pub kind: String,
+    /// Namespace and name.
+    pub key: ObjectKey,
+}
+
+/// All children by kind and name.
+#[derive(Debug)]
+pub struct Children {
+    kept: RwLock<HashMap<(Kind, ObjectKey), Kept>>,
+    synced: watch::Sender<usize>,
+}
+
+impl Default for Children {
+    fn default() -> Self {
+        Self {
+            kept: RwLock::default(),
+            synced: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Children {
+    /// The child of that name, if there is one that carries our label.
+    pub fn get(&self, kind: Kind, key: &ObjectKey) -> Option<Child> {
+        let kept = self.kept.read();
+        let text = &kept.get(&(kind, key.clone()))?.json;
+        let object: DynamicObject = serde_json::from_str(text).ok()?;
+        drop(kept);
+        Some(Child::new(object))
+    }
+
+    /// The owners of all children of a kind.
+    pub fn owners(&self, kind: Kind) -> Vec<OwnerKey> {
+        let keys: Vec<ObjectKey> = {
+            let kept = self.kept.read();
+            kept.keys()
+                .filter(|(k, _)| *k == kind)
+                .map(|(_, key)| key.clone())
+                .collect()
+        };
+        keys.into_iter()
+            .filter_map(|key| Some(owner_of_reference(self.get(kind, &key)?.controller.as_ref(), key)))
+            .collect()
+    }
+
+    /// Takes what a write answered, so that the next look does not decide on what was before it.
+    pub fn observe(&self, kind: Kind, key: &ObjectKey, child: &Child) {
+        let carries_label = child.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH);
+        if carries_label {
+            self.keep(kind, key.clone(), &child.resource_version, &child.object);
+        }
+    }
+
+    fn keep(&self, kind: Kind, key: ObjectKey, resource_version: &str, object: &Value) {
+        let mut kept = self.kept.write();
+        let slot = (kind, key);
+        // A watch may tell of what was before our own write; versions of one kind only grow.
+        if kept
+            .get(&slot)
+            .is_some_and(|k| is_older(resource_version, &k.resource_version))
+        {
+            return;
+        }
+        let json = object.to_string().into_boxed_str();
+        let resource_version = resource_version.to_owned();
+        kept.insert(slot, Kept { resource_version, json });
+    }
+
+    fn forget(&self, kind: Kind, key: &ObjectKey, resource_version: &str) {
+        let mut kept = self.kept.write();
+        let slot = (kind, key.clone());
+        if kept
+            .get(&slot)
+            .is_some_and(|k| !is_older(resource_version, &k.resource_version))
+        {
+            kept.remove(&slot);
+        }
+    }
+
+    /// Waits until every kind was listed once.
+    pub async fn wait_synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives in self: waiting cannot fail.
+        let _ = synced.wait_for(|n| *n >= Kind::ALL.len()).await;
+    }
+
+    /// Watches every kind, and tells the owner of each child that changed. Ends never.
+    pub async fn run(self: &Arc<Self>, client: Client, changed: impl Fn(OwnerKey) + Sync) {
+        let selector = format!("{}={}", names::MANAGED_BY, names::MANAGED_BY_BERTH);
+        let follow = Kind::ALL.iter().map(|kind| {
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
+            let config = watcher::Config::default().labels(&selector);
+            // A backoff of its own, and errors that stay here: one broken watch does not hold up the others.
+            self.follow(*kind, watch_stream(api, config).default_backoff(), &changed)
+        });
+        futures::future::join_all(follow).await;
+    }
+
+    async fn follow(
+        &self,
+        kind: Kind,
+        stream: impl Stream<Item = Result<Event<DynamicObject>, watcher::Error>>,
+        changed: &(impl Fn(OwnerKey) + Sync),
+    ) {
+        let mut stream = std::pin::pin!(stream);
+        let mut listed: HashMap<ObjectKey, String> = HashMap::new();
+        let mut first = true;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(object)) => {
+                    let key = key_of(&object);
+                    listed.insert(
+                        key.clone(),
+                        object.metadata.resource_version.clone().unwrap_or_default(),
+                    );
+                    self.apply(kind, key, object, changed);
+                }
+                Ok(Event::InitDone) => {
+                    self.drop_unlisted(kind, &listed, changed);
+                    listed.clear();
+                    if std::mem::take(&mut first) {
+                        self.synced.send_modify(|n| *n += 1);
+                    }
+                }
+                Ok(Event::Apply(object)) => self.apply(kind, key_of(&object), object, changed),
+                Ok(Event::Delete(object)) => {
+                    let key = key_of(&object);
+                    let version = object.metadata.resource_version.clone().unwrap_or_default();
+                    self.forget(kind, &key, &version);
+                    changed(owner_of(&object, key));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, watch = kind.as_str(), "watch broke; it is taken up again");
+                }
+            }
+        }
+    }
+
+    fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, changed: &impl Fn(OwnerKey)) {
+        object.metadata.managed_fields = None;
+        let version = object.metadata.resource_version.clone().unwrap_or_default();
+        let owner = owner_of(&object, key.clone());
+        self.keep(kind, key, &version, &serde_json::to_value(&object).unwrap_or_default());
+        changed(owner);
+    }
+
+    /// After a relist: whatever is kept and was not listed is gone, unless it was written since the list began.
+    fn drop_unlisted(&self, kind: Kind, listed: &HashMap<ObjectKey, String>, changed: &impl Fn(OwnerKey)) {
+        let newest = listed.values().max_by(|a, b| compare_versions(a, b)).cloned();
+        let gone: Vec<ObjectKey> = self
+            .kept
+            .read()
+            .iter()
+            .filter(|((k, key), kept)| {
+                *k == kind
+                    && !listed.contains_key(key)
+                    && newest.as_ref().is_none_or(|n| !is_older(n, &kept.resource_version))
+            })
+            .map(|((_, key), _)| key.clone())
+            .collect();
+        for key in gone {
+            let owner = self
+                .get(kind, &key)
+                .map(|c| owner_of_reference(c.controller.as_ref(), key.clone()));
+            self.kept.write().remove(&(kind, key));
+            if let Some(owner) = owner {
+                changed(owner);
+            }
+        }
+    }
+}
+
+fn key_of(object: &DynamicObject) -> ObjectKey {
+    let meta = &object.metadata;
+    (
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
+}
+
+fn owner_of(object: &DynamicObject, key: ObjectKey) -> OwnerKey {
+    let controller = object
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true));
+    owner_of_reference(controller, key)
+}
+
+/// A child whose owner reference was taken away is its namesake's to look at.
+fn owner_of_reference(controller: Option<&OwnerReference>, key: ObjectKey) -> OwnerKey {
+    match controller {
+        Some(owner) => OwnerKey {
+            kind: owner.kind.clone(),
+            key: (key.0, owner.name.clone()),
+        },
+        None => OwnerKey {
+            kind: String::new(),
+            key,
+        },
+    }
+}
+
+fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+    match (a.parse::<u64>(), b.parse::<u64>()) {
+        (Ok(a), Ok(b)) => a.cmp(&b),
+        _ => std::cmp::Ordering::Equal,
+    }
+}
+
+/// Whether version `a` is before `b`. Versions that are no numbers cannot be ordered: then the later news is believed.
+pub fn is_older(a: &str, b: &str) -> bool {
+    compare_versions(a, b).is_lt()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(version: &str) -> DynamicObject {
+        serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"namespace": "ns", "name": "m", "uid": "u", "resourceVersion": version,
+                "labels": {"app.kubernetes.io/managed-by": "berth"},
+                "ownerReferences": [{"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "name": "o", "uid": "x", "controller": true}]},
+            "spec": {"v": version},
+        }))
+        .unwrap()
+    }
+
+    async fn after(events: Vec<Event<DynamicObject>>) -> (Arc<Children>, Vec<OwnerKey>) {
+        let children = Arc::new(Children::default());
+        let told = Mutex::new(Vec::new());
+        let stream = futures::stream::iter(events.into_iter().map(Ok));
+        children
+            .follow(Kind::Service, stream, &|o| told.lock().unwrap().push(o))
+            .await;
+        (children, told.into_inner().unwrap())
+    }
+
+    fn version(children: &Children) -> Option<String> {
+        children
+            .get(Kind::Service, &("ns".into(), "m".into()))
+            .map(|c| c.resource_version)
+    }
+
+    #[tokio::test]
+    async fn news_is_kept_and_its_owner_told() {
+        let (children, told) = after(vec![Event::Init, Event::InitApply(object("5")), Event::InitDone]).await;
+        assert_eq!(version(&children).as_deref(), Some("5"));
+        assert_eq!(told[0].kind, "AIDeployment");
+        assert_eq!(told[0].key, ("ns".into(), "o".into()));
+    }
+
+    #[tokio::test]
+    async fn an_own_write_is_not_undone_by_older_news() {
+        let (children, _) = after(vec![Event::Apply(object("9")), Event::Apply(object("8"))]).await;
+        assert_eq!(version(&children).as_deref(), Some("9"));
+        children.forget(Kind::Service, &("ns".into(), "m".into()), "8");
+        assert_eq!(
+            version(&children).as_deref(),
+            Some("9"),
+            "the deletion of an earlier namesake"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_relist_drops_what_is_gone() {
+        let mut other = object("7");
+        other.metadata.name = Some("other".into());
+        let events = vec![
+            Event::Apply(object("5")),
+            Event::Init,
+            Event::InitApply(other),
+            Event::InitDone,
+        ];
+        let (children, told) = after(events).await;
+        assert_eq!(version(&children), None);
+        assert_eq!(told.len(), 3, "applied, listed, gone");
+        let (children, _) = after(vec![Event::Apply(object("5")), Event::Delete(object("6"))]).await;
+        assert_eq!(version(&children), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! What is remembered of each object between two looks. Losing it costs requests, never correctness.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::children::Kind;
+use super::error::{Class, wait};
+use crate::cluster::ObjectKey;
+
+/// Of one object.
+#[derive(Debug, Clone)]
+pub struct Memory<S> {
+    /// Failures in a row.
+    pub attempts: u32,
+    /// The status that was last written and the version that the write made: the watch may still show the one before.
+    pub status: Option<(String, S)>,
+    /// Of each child, what an admission rule changed in the answer to our last apply.
+    pub settled: HashMap<Kind, BTreeSet<String>>,
+}
+
+impl<S> Default for Memory<S> {
+    fn default() -> Self {
+        Self {
+            attempts: 0,
+            status: None,
+            settled: HashMap::new(),
+        }
+    }
+}
+
+/// Of all objects of one kind.
+#[derive(Debug)]
+pub struct Memories<S>(Mutex<HashMap<ObjectKey, Memory<S>>>);
+
+impl<S> Default for Memories<S> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<S: Clone> Memories<S> {
+    /// What is remembered of an object.
+    pub fn get(&self, key: &ObjectKey) -> Memory<S> {
+        self.0.lock().get(key).cloned().unwrap_or_default()
+    }
+
+    /// Remembers.
+    pub fn change(&self, key: &ObjectKey, change: impl FnOnce(&mut Memory<S>)) {
+        change(self.0.lock().entry(key.clone()).or_default());
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, key: &ObjectKey) {
+        self.0.lock().remove(key);
+    }
+
+    /// A try failed: how long to wait before the next; `None`: until the object changes.
+    pub fn failed(&self, key: &ObjectKey, class: Class, jitter: f64) -> Option<Duration> {
+        let mut memories = self.0.lock();
+        let memory = memories.entry(key.clone()).or_default();
+        memory.attempts = memory.attempts.saturating_add(1);
+        wait(class, memory.attempts, jitter)
+    }
+
+    /// Keeps only objects that exist.
+    pub fn retain(&self, exists: impl Fn(&ObjectKey) -> bool)
+    where
+        ObjectKey: Hash,
+    {
+        self.0.lock().retain(|key, _| exists(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_count_until_a_success() {
+        let memories = Memories::<()>::default();
+        let key = ("ns".to_owned(), "m".to_owned());
+        let first = memories.failed(&key, Class::Transient, 1.0).unwrap();
+        assert!(memories.failed(&key, Class::Transient, 1.0).unwrap() > first);
+        memories.change(&key, |m| m.attempts = 0);
+        assert_eq!(memories.failed(&key, Class::Transient, 1.0), Some(first));
+        memories.forget(&key);
+        assert_eq!(memories.get(&key).attempts, 0);
+    }
+}

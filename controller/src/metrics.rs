@@ -1,0 +1,187 @@
+//! What Prometheus is told.
+
+use std::fmt;
+use std::time::Instant;
+
+use berth_core::facts::{GpuEvent, GpuEventKind};
+use berth_core::freshness::NODE_SILENT;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use crate::cluster::Picture;
+use crate::placement::Outcome;
+
+/// XIDs go up to a few hundred; whatever a driver invents beyond does not become a time series.
+const HIGHEST_XID: u64 = 999;
+
+/// All metrics of this process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    leader: Gauge,
+    refusals: Family<ReasonLabel, Counter>,
+    events: Family<XidLabel, Counter>,
+    events_lost: Counter,
+    agents_connected: Gauge,
+    agents_silent: Gauge,
+    nodes: Gauge,
+    pods: Gauge,
+    pods_waiting: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct XidLabel {
+    xid: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("berth");
+        registry.register(
+            "build",
+            "This build",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        Self {
+            leader: gauge(&mut registry, "leader", "1 while this process leads"),
+            refusals: family(
+                &mut registry,
+                "agent_refusals",
+                "Agent calls refused and sessions ended for cause",
+            ),
+            events: family(
+                &mut registry,
+                "gpu_events",
+                "Faults that agents reported, by NVIDIA XID",
+            ),
+            events_lost: {
+                let lost = Counter::default();
+                registry.register(
+                    "gpu_events_lost",
+                    "Faults that agents had to drop before they could report them",
+                    lost.clone(),
+                );
+                lost
+            },
+            agents_connected: gauge(
+                &mut registry,
+                "agents_connected",
+                "Nodes whose agent has a session open",
+            ),
+            agents_silent: gauge(
+                &mut registry,
+                "agents_silent",
+                "Agents once heard, and not for 15 seconds",
+            ),
+            nodes: gauge(&mut registry, "nodes", "Nodes in the picture"),
+            pods: gauge(&mut registry, "pods", "Unfinished pods in the picture"),
+            pods_waiting: gauge(&mut registry, "pods_waiting", "Pods that wait for a node from Berth"),
+            registry,
+        }
+    }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+fn family<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Counter>
+where
+    L: Clone + fmt::Debug + Eq + std::hash::Hash + EncodeLabelSet + Send + Sync + 'static,
+{
+    let family = Family::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+impl Metrics {
+    /// Whether this process leads.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(leads.into());
+    }
+
+    /// An agent was turned away.
+    pub fn agent_refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Faults that an agent reported.
+    pub fn gpu_events(&self, events: &[GpuEvent], lost: u64) {
+        for event in events {
+            let xid = match event.kind {
+                GpuEventKind::Xid(n) if n <= HIGHEST_XID => n.to_string(),
+                GpuEventKind::Xid(_) | GpuEventKind::Other(_) => "other".into(),
+            };
+            self.events.get_or_create(&XidLabel { xid }).inc();
+        }
+        self.events_lost.inc_by(lost);
+    }
+
+    /// OpenMetrics text, with what the picture shows now.
+    pub fn encode(&self, picture: &Picture, now: Instant) -> Result<String, fmt::Error> {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let silent = |heard: Instant| now.saturating_duration_since(heard) > NODE_SILENT;
+        self.agents_connected
+            .set(count(picture.agents.values().filter(|a| a.connected).count()));
+        self.agents_silent
+            .set(count(picture.agents.values().filter(|a| silent(a.heard)).count()));
+        self.nodes.set(count(picture.nodes.len()));
+        self.pods.set(count(picture.pods.len()));
+        let waits = |o: &&Outcome| matches!(o, Outcome::Waiting { .. });
+        self.pods_waiting
+            .set(count(picture.outcomes.values().filter(waits).count()));
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_labels() {
+        let metrics = Metrics::default();
+        metrics.set_leader(true);
+        metrics.agent_refused("NoToken");
+        let event = |kind| GpuEvent {
+            kind,
+            uuid: None,
+            pci_address: None,
+            age: std::time::Duration::ZERO,
+            source: "nvml".into(),
+            detail: String::new(),
+        };
+        let events = [
+            event(GpuEventKind::Xid(79)),
+            event(GpuEventKind::Xid(u64::MAX)),
+            event(GpuEventKind::Other("x".into())),
+        ];
+        metrics.gpu_events(&events, 3);
+        let text = metrics.encode(&Picture::default(), Instant::now()).unwrap();
+        for line in [
+            "berth_leader 1",
+            "berth_agent_refusals_total{reason=\"NoToken\"} 1",
+            "berth_gpu_events_total{xid=\"79\"} 1",
+            "berth_gpu_events_total{xid=\"other\"} 2",
+            "berth_gpu_events_lost_total 3",
+            "berth_agents_connected 0",
+            "berth_pods_waiting 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
+        }
+        assert!(text.contains("berth_build_info{version="), "{text}");
+    }
+}

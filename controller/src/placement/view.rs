@@ -1,0 +1,148 @@
+//! The picture as placement sees it: what each node has left.
+//!
+//! A pod holds its requests on a node from the moment it is promised there: bound, pinned and not bound yet, or in flight (decided, the
+//! patch not seen by the watch). A GPU pod that is not ready has not shown its memory yet, so that the GPU it got looks free:
+//!
+//! - whole GPUs: as many GPUs as it holds, those with the most free memory, count as full;
+//! - shared GPUs: the memory it asks is taken off every GPU, since any of them may be its.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use berth_core::facts::Gpu;
+use berth_core::freshness::SAMPLE_STALE;
+use berth_core::labels::class_of;
+use berth_core::placement::NodeView;
+use berth_core::placement::node::{GpuView, Hardware};
+use berth_core::placement::resources::is_gpu;
+use berth_crds::names;
+
+use crate::cluster::{Agent, Node, Picture, Pod, PodKey};
+
+/// All nodes, sorted by name. `before` is the last answer: what has not changed is taken over instead of copied.
+pub fn nodes(
+    before: Vec<NodeView>,
+    picture: &Picture,
+    in_flight: &HashMap<PodKey, String>,
+    now: Instant,
+) -> Vec<NodeView> {
+    let mut before: HashMap<String, NodeView> = before.into_iter().map(|n| (n.name.clone(), n)).collect();
+    let mut views: BTreeMap<&str, NodeView> = picture
+        .nodes
+        .values()
+        .map(|node| {
+            let agent = picture.agents.get(&node.name).filter(|a| a.node_uid == node.uid);
+            let mut view = before.remove(&node.name).unwrap_or_default();
+            refresh(&mut view, node, agent, now);
+            (node.name.as_str(), view)
+        })
+        .collect();
+    for pod in picture.pods.values() {
+        if let Some(view) = held_on(pod, in_flight).and_then(|node| views.get_mut(node)) {
+            hold(view, pod);
+        }
+    }
+    views.into_values().collect()
+}
+
+/// Takes what a pod holds off a node.
+pub fn hold(view: &mut NodeView, pod: &Pod) {
+    view.used.add(&pod.requests);
+    view.host_ports.extend(pod.host_ports.iter().cloned());
+    if !pod.ready && !pod.terminating {
+        take_memory(view, pod);
+    }
+}
+
+/// The node where a pod holds its requests.
+fn held_on<'a>(pod: &'a Pod, in_flight: &'a HashMap<PodKey, String>) -> Option<&'a str> {
+    // Pods that others pin (DaemonSets do) and the scheduler refuses hold nothing.
+    let waits_for_the_scheduler = || {
+        let refused = pod.unscheduled.as_ref().is_some_and(|u| u.reason == "Unschedulable");
+        pod.gates.is_empty() && !pod.terminating && (!refused || pod.annotations.contains_key(names::PLACED_BECAUSE))
+    };
+    pod.node
+        .as_deref()
+        .or_else(|| pod.pinned_to.as_deref().filter(|_| waits_for_the_scheduler()))
+        .or_else(|| in_flight.get(&pod.uid).map(String::as_str))
+}
+
+fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant) {
+    fn follow<T: Clone + PartialEq>(ours: &mut T, theirs: &T) {
+        if ours != theirs {
+            ours.clone_from(theirs);
+        }
+    }
+    follow(&mut view.name, &node.name);
+    follow(&mut view.labels, &node.labels);
+    follow(&mut view.taints, &node.taints);
+    follow(&mut view.allocatable, &node.allocatable);
+    view.unschedulable = node.unschedulable;
+    // Names stay for the next pods to be added up under.
+    view.used.0.values_mut().for_each(|milli| *milli = 0);
+    view.host_ports.clear();
+    let gpus = view.hardware.take().map(|h| h.gpus).unwrap_or_default();
+    view.hardware = agent.and_then(|agent| hardware(agent, gpus, now));
+}
+
+fn hardware(agent: &Agent, before: Vec<GpuView>, now: Instant) -> Option<Hardware> {
+    let facts = agent.facts.as_ref()?;
+    let mut before: HashMap<String, GpuView> = before.into_iter().map(|g| (g.uuid.clone(), g)).collect();
+    Some(Hardware {
+        silent: now.saturating_duration_since(agent.heard),
+        // Health is sent when it changes, facts more rarely.
+        nvml: agent.health.as_ref().map_or(&facts.nvml, |h| &h.nvml).clone(),
+        gpus: facts
+            .gpus
+            .iter()
+            .map(|gpu| gpu_view(before.remove(&gpu.uuid), gpu, agent, now))
+            .collect(),
+        missing_gpus: agent.health.as_ref().map_or(0, |h| h.missing_gpus),
+    })
+}
+
+fn gpu_view(before: Option<GpuView>, gpu: &Gpu, agent: &Agent, now: Instant) -> GpuView {
+    let health = agent.health.iter().flat_map(|h| &h.gpus).find(|h| h.uuid == gpu.uuid);
+    let sample = agent.samples.get(&gpu.uuid);
+    let fresh = sample.filter(|(_, taken)| now.saturating_duration_since(*taken) <= SAMPLE_STALE);
+    GpuView {
+        // What a UUID is of never changes.
+        class: before.map_or_else(|| gpu.product.as_deref().map(class_of).unwrap_or_default(), |g| g.class),
+        uuid: gpu.uuid.clone(),
+        state: health.map(|h| h.state).unwrap_or_default(),
+        reason: health.map(|h| h.reason.clone()).unwrap_or_default(),
+        memory_total: gpu.memory_bytes,
+        memory_free: fresh.and_then(|(sample, _)| sample.memory_free_bytes),
+        compute_capability: gpu.compute_capability,
+    }
+}
+
+fn take_memory(view: &mut NodeView, pod: &Pod) {
+    let held: i64 = pod
+        .requests
+        .0
+        .iter()
+        .filter(|(n, _)| is_gpu(n))
+        .map(|(_, milli)| milli / 1000)
+        .sum();
+    let Some(hardware) = view.hardware.as_mut().filter(|_| held > 0) else {
+        return;
+    };
+    let allocatable = usize::try_from(view.allocatable.whole(names::NVIDIA_GPU)).unwrap_or(0);
+    let whole = pod.requests.whole(names::NVIDIA_GPU) == held && allocatable <= hardware.gpus.len();
+    if whole {
+        for _ in 0..held {
+            let freest = hardware.gpus.iter_mut().max_by_key(|g| g.memory_free);
+            if let Some(free) = freest.and_then(|g| g.memory_free.as_mut()) {
+                *free = 0;
+            }
+        }
+    } else if let Some(memory) = pod.ask.gpu_memory {
+        let frees = hardware.gpus.iter_mut().filter_map(|g| g.memory_free.as_mut());
+        frees.for_each(|free| *free = free.saturating_sub(memory));
+    }
+}
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+//! The keys of NVIDIA's GPU feature discovery, deprecated ones included, `gfd.timestamp` apart.
+//!
+//! GFD picks the product of a mixed node at random; here the choice is fixed (see [`described`]) and `gpu.count` is the count of
+//! that product. MIG strategy and sharing are `none`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::grammar;
+use super::pci::has_nvidia;
+use super::product::{Product, described};
+use crate::facts::{Gpu, NodeFacts, NvidiaDriver};
+
+/// `NVML_GPU_FABRIC_STATE_COMPLETED`.
+const FABRIC_COMPLETED: u32 = 3;
+/// PCI class of a VGA controller, without the programming interface.
+const CLASS_VGA: u32 = 0x0300;
+/// PCI class of a 3D controller.
+const CLASS_3D: u32 = 0x0302;
+
+type Labels = BTreeMap<String, String>;
+
+pub(super) fn add(labels: &mut Labels, facts: &NodeFacts) {
+    if has_nvidia(facts) {
+        set(labels, "vgpu.present", facts.gpus.iter().any(is_vgpu));
+    }
+    let Some(product) = described(facts) else { return };
+    if let Some(driver) = &facts.driver {
+        add_driver(labels, driver);
+    }
+    add_product(labels, &product);
+    set(labels, "gpu.mode", mode(facts));
+    let machine = facts.machine.as_deref().and_then(grammar::value);
+    set(labels, "gpu.machine", machine.as_deref().unwrap_or("unknown"));
+    set(labels, "mig.capable", facts.gpus.iter().any(|g| g.mig.is_some()));
+    set(labels, "mps.capable", false);
+    if let Some(clique) = clique(&facts.gpus) {
+        set(labels, "gpu.clique", clique);
+    }
+}
+
+fn set(labels: &mut Labels, key: &str, value: impl ToString) {
+    labels.insert(format!("nvidia.com/{key}"), value.to_string());
+}
+
+fn add_driver(labels: &mut Labels, driver: &NvidiaDriver) {
+    let parts: Vec<&str> = driver.version.split('.').collect();
+    let version = match parts.as_slice() {
+        [major, minor] => Some((*major, *minor, "")),
+        [major, minor, revision] => Some((*major, *minor, *revision)),
+        _ => None,
+    };
+    if let Some((major, minor, revision)) = version.filter(|_| grammar::is_value(&driver.version)) {
+        set(labels, "cuda.driver.major", major);
+        set(labels, "cuda.driver.minor", minor);
+        set(labels, "cuda.driver.rev", revision);
+        set(labels, "cuda.driver-version.major", major);
+        set(labels, "cuda.driver-version.minor", minor);
+        set(labels, "cuda.driver-version.revision", revision);
+        set(labels, "cuda.driver-version.full", &driver.version);
+    }
+    if let Some(cuda) = driver.cuda_version {
+        let (major, minor) = (cuda / 1000, cuda % 1000 / 10);
+        set(labels, "cuda.runtime.major", major);
+        set(labels, "cuda.runtime.minor", minor);
+        set(labels, "cuda.runtime-version.major", major);
+        set(labels, "cuda.runtime-version.minor", minor);
+        set(labels, "cuda.runtime-version.full", format!("{major}.{minor}"));
+    }
+}
+
+fn add_product(labels: &mut Labels, product: &Product<'_>) {
+    set(labels, "gpu.count", product.gpus.len());
+    // A GPU in MIG mode is not handed out whole; one whole GPU of the product is enough for 1.
+    let whole = product.gpus.iter().any(|g| !g.mig.as_ref().is_some_and(|m| m.enabled));
+    set(labels, "gpu.replicas", u8::from(whole));
+    set(labels, "gpu.sharing-strategy", "none");
+    if let Some(name) = product.name.and_then(grammar::value) {
+        set(labels, "gpu.product", name);
+    }
+    if let Some(mib) = product.memory_mib() {
+        set(labels, "gpu.memory", mib);
+    }
+    if let Some((major, minor)) = product.compute_capability() {
+        set(labels, "gpu.family", family(major, minor));
+        set(labels, "gpu.compute.major", major);
+        set(labels, "gpu.compute.minor", minor);
+    }
+}
+
+/// GFD's architecture name of a compute capability.
+fn family(major: u32, minor: u32) -> &'static str {
+    match (major, minor) {
+        (1, _) => "tesla",
+        (2, _) => "fermi",
+        (3, _) => "kepler",
+        (5, _) => "maxwell",
+        (6, _) => "pascal",
+        (7, 0..=4) => "volta",
+        (7, _) => "turing",
+        (8, 0..=8) => "ampere",
+        (8, _) => "ada-lovelace",
+        (9, _) => "hopper",
+        (10 | 12, _) => "blackwell",
+        (13, _) => "rubin",
+        _ => "undefined",
+    }
+}
+
+/// `graphics` or `compute` where the PCI class of every GPU says the same.
+fn mode(facts: &NodeFacts) -> &'static str {
+    let classes: BTreeSet<Option<u32>> = facts
+        .gpus
+        .iter()
+        .map(|gpu| {
+            let address = gpu.pci_address.as_deref()?;
+            let function = facts.pci.iter().find(|f| f.address == address)?;
+            Some(function.class >> 8)
+        })
+        .collect();
+    match Vec::from_iter(classes).as_slice() {
+        [Some(CLASS_VGA)] => "graphics",
+        [Some(CLASS_3D)] => "compute",
+        _ => "unknown",
+    }
+}
+
+/// `<cluster>.<clique>` where all GPUs that completed their fabric registration agree.
+fn clique(gpus: &[Gpu]) -> Option<String> {
+    let cliques: BTreeSet<(&str, u32)> = gpus
+        .iter()
+        .filter_map(|g| g.fabric.as_ref())
+        .filter(|f| f.state == FABRIC_COMPLETED && f.status == 0)
+        .filter(|f| f.cluster_uuid.chars().any(|c| c.is_ascii_alphanumeric() && c != '0'))
+        .map(|f| (f.cluster_uuid.as_str(), f.clique_id))
+        .collect();
+    match Vec::from_iter(cliques).as_slice() {
+        [(cluster, clique)] => Some(format!("{cluster}.{clique}")).filter(|c| grammar::is_value(c)),
+        _ => None,
+    }
+}
+
+/// vGPU types end in their profile: memory in GB and a series letter (`GRID T4-16Q`, `NVIDIA A100-1-5C`). The PCI capability that GFD
+/// reads needs root; without NVML the answer is no.
+fn is_vgpu(gpu: &Gpu) -> bool {
+    let Some((_, profile)) = gpu.product.as_deref().and_then(|p| p.rsplit_once('-')) else {
+        return false;
+    };
+    let Some(size) = profile.strip_suffix(['A', 'B', 'C', 'Q']) else {
+        return false;
+    };
+    !size.is_empty() && size.bytes().all(|b| b.is_ascii_digit())
+}

@@ -1,0 +1,259 @@
+//! What the controller does on each API, and which keys it may write on nodes and pods. `cargo xtask gen` writes the chart's RBAC, the
+//! constants of its admission policies and `docs/permissions.md` from here; nothing else grants the controller anything.
+
+/// Where a right holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// Cluster-scoped objects, or objects of every namespace.
+    Cluster,
+    /// Objects of the installation's own namespace.
+    OwnNamespace,
+    /// The one object of this name in the installation's own namespace.
+    OwnObject(&'static str),
+}
+
+/// One row: these verbs on this resource, for this reason.
+#[derive(Debug, Clone, Copy)]
+pub struct Access {
+    /// API group; empty: the core group.
+    pub group: &'static str,
+    /// Plural resource, with its subresource: `nodes`, `aideployments/status`.
+    pub resource: &'static str,
+    /// Verbs as RBAC spells them.
+    pub verbs: &'static [&'static str],
+    /// Where.
+    pub scope: Scope,
+    /// The API, or the admission check that asks for the right, is there on some clusters only: that an audit log does not show a use
+    /// proves nothing.
+    pub optional: bool,
+    /// What for, in one sentence.
+    pub why: &'static str,
+}
+
+const fn row(
+    scope: Scope,
+    group: &'static str,
+    resource: &'static str,
+    verbs: &'static [&'static str],
+    why: &'static str,
+) -> Access {
+    Access {
+        group,
+        resource,
+        verbs,
+        scope,
+        optional: false,
+        why,
+    }
+}
+
+const PREMLABS: &str = "premlabs.io";
+const CHILD: &[&str] = &["list", "watch", "get", "create", "patch", "delete"];
+
+/// Everything that the controller does on the Kubernetes API.
+pub const ACCESS: &[Access] = &[
+    row(
+        Scope::Cluster,
+        "",
+        "nodes",
+        &["list", "watch", "patch"],
+        "Follow labels, taints and allocatable; write node labels.",
+    ),
+    row(
+        Scope::Cluster,
+        "",
+        "pods",
+        &["list", "watch", "get", "patch", "delete"],
+        "Follow who uses which node; pin waiting pods and lift their gate; delete a pinned pod that kube-scheduler refuses; put the leader label on the own pod.",
+    ),
+    row(
+        Scope::Cluster,
+        "apps",
+        "deployments",
+        CHILD,
+        "Children of AIDeployments; on uninstall, gates leave the templates and the controller is stopped.",
+    ),
+    row(
+        Scope::OwnObject("berth-controller"),
+        "apps",
+        "deployments/scale",
+        &["patch"],
+        "On uninstall, stop the controller before its gates are taken away.",
+    ),
+    row(
+        Scope::Cluster,
+        "apps",
+        "replicasets",
+        &["list", "get", "patch"],
+        "On uninstall, take the gate from the current ReplicaSet before the Deployment, so that no pod is made anew.",
+    ),
+    row(Scope::Cluster, "", "services", CHILD, "Children of AIDeployments."),
+    row(
+        Scope::Cluster,
+        "networking.k8s.io",
+        "ingresses",
+        CHILD,
+        "Children of AIDeployments with endpoints.",
+    ),
+    row(
+        Scope::Cluster,
+        "node.k8s.io",
+        "runtimeclasses",
+        &["list", "watch", "get"],
+        "Say that the RuntimeClass of GPU pods is missing instead of failing on it.",
+    ),
+    row(
+        Scope::Cluster,
+        PREMLABS,
+        "aideployments",
+        &["list", "watch", "get"],
+        "Serve the kind.",
+    ),
+    row(
+        Scope::Cluster,
+        PREMLABS,
+        "aideployments/status",
+        &["get", "patch"],
+        "Report on it.",
+    ),
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            PREMLABS,
+            "aideployments/finalizers",
+            &["update"],
+            "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
+        )
+    },
+    row(
+        Scope::Cluster,
+        PREMLABS,
+        "autonodelabelers",
+        &["list", "watch", "get"],
+        "Serve the kind.",
+    ),
+    row(
+        Scope::Cluster,
+        PREMLABS,
+        "autonodelabelers/status",
+        &["get", "patch"],
+        "Report on it.",
+    ),
+    row(
+        Scope::Cluster,
+        "events.k8s.io",
+        "events",
+        &["create", "patch"],
+        "Tell of transitions on pods, nodes and objects.",
+    ),
+    row(
+        Scope::Cluster,
+        "authentication.k8s.io",
+        "tokenreviews",
+        &["create"],
+        "Check the tokens that agents present.",
+    ),
+    row(
+        Scope::OwnNamespace,
+        "coordination.k8s.io",
+        "leases",
+        &["create"],
+        "Elect a leader: make the Lease.",
+    ),
+    row(
+        Scope::OwnObject("berth-controller"),
+        "coordination.k8s.io",
+        "leases",
+        &["get", "update", "patch"],
+        "Elect a leader: hold and renew the Lease.",
+    ),
+    row(
+        Scope::OwnNamespace,
+        "",
+        "secrets",
+        &["create"],
+        "Make the Secret with the CA and the certificate of the agent link.",
+    ),
+    row(
+        Scope::OwnObject("berth-trust"),
+        "",
+        "secrets",
+        &["get", "update", "patch"],
+        "Read and rotate CA and certificate.",
+    ),
+    row(
+        Scope::OwnNamespace,
+        "",
+        "configmaps",
+        &["create"],
+        "Make the ConfigMap that publishes the CA.",
+    ),
+    row(
+        Scope::OwnObject("berth-ca"),
+        "",
+        "configmaps",
+        &["get", "update", "patch"],
+        "Publish the CA, old and new, to the agents.",
+    ),
+];
+
+/// Beginnings of node label keys that hardware facts may write although their domains are protected.
+pub const HARDWARE_KEY_PREFIXES: &[&str] = &[
+    "nvidia.com/",
+    "amd.com/gpu",
+    "beta.amd.com/gpu",
+    "gpu.intel.com/",
+    "feature.node.kubernetes.io/pci-",
+    "berth.dev/gpu",
+];
+
+/// The one taint that is ours to set and to take away.
+pub const UNHEALTHY_TAINT: &str = "berth.dev/gpu-unhealthy";
+
+/// Types of the node conditions that are ours.
+pub const NODE_CONDITIONS: &[&str] = &["nvidia.com/GPUReady", "amd.com/GPUReady"];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_row_is_explicit_and_stands_once() {
+        let mut seen = BTreeSet::new();
+        for a in ACCESS {
+            let at = format!("{}/{} {:?}", a.group, a.resource, a.scope);
+            assert!(seen.insert((a.group, a.resource, a.scope)), "{at} stands twice");
+            assert!(!a.verbs.is_empty() && a.why.ends_with('.'), "{at}");
+            for verb in a.verbs {
+                assert!(
+                    ["get", "list", "watch", "create", "update", "patch", "delete"].contains(verb),
+                    "{at}: {verb}"
+                );
+            }
+            assert!(!a.resource.contains('*') && !a.group.contains('*'), "{at}");
+        }
+    }
+
+    #[test]
+    fn create_is_not_limited_by_name() {
+        // RBAC cannot: the name is not known when the request is authorised.
+        for a in ACCESS {
+            assert!(
+                !(matches!(a.scope, Scope::OwnObject(_)) && a.verbs.contains(&"create")),
+                "{}",
+                a.resource
+            );
+        }
+    }
+
+    #[test]
+    fn hardware_prefixes_open_only_protected_domains() {
+        for prefix in HARDWARE_KEY_PREFIXES {
+            assert!(crate::names::is_protected(&format!("{prefix}x")), "{prefix}");
+        }
+        assert!(HARDWARE_KEY_PREFIXES.iter().any(|p| UNHEALTHY_TAINT.starts_with(p)));
+    }
+}

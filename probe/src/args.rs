@@ -1,0 +1,79 @@
+//! Command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use berth_core::freshness;
+use clap::{Parser, Subcommand};
+
+/// Reads NVIDIA GPUs through NVML for the berth-agent beside it.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve on a unix socket until told to end.
+    Serve(Serve),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// Unix socket to listen on; a stale one is replaced.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Root of a file system that may hold the driver's library, in order of preference; repeatable.
+    #[arg(long, value_name = "DIR", default_values = ["/"])]
+    pub driver_root: Vec<PathBuf>,
+    /// Exactly this libnvidia-ml.so.1 and no search; repeatable.
+    #[arg(long, value_name = "PATH")]
+    pub nvml_lib: Vec<PathBuf>,
+    /// Deadline of one NVML call.
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = DEFAULT_CALL_TIMEOUT)]
+    pub call_timeout: Duration,
+    /// error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: tracing::Level,
+}
+
+const DEFAULT_CALL_TIMEOUT: &str = "5s";
+const _: () = assert!(
+    freshness::NVML_CALL.as_secs() == 5,
+    "the default above is that of the table of times"
+);
+
+/// `5s`, `250ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration such as 5s or 250ms");
+    let (number, unit): (&str, fn(u64) -> Duration) = match text.strip_suffix("ms") {
+        Some(number) => (number, Duration::from_millis),
+        None => (text.strip_suffix('s').ok_or_else(wrong)?, Duration::from_secs),
+    };
+    let duration = number.parse().map(unit).map_err(|_| wrong())?;
+    if duration.is_zero() { Err(wrong()) } else { Ok(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, expected) in [
+            ("5s", Some(Duration::from_secs(5))),
+            ("250ms", Some(Duration::from_millis(250))),
+            ("5", None),
+            ("0s", None),
+            ("-1s", None),
+            ("", None),
+        ] {
+            assert_eq!(duration(text).ok(), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The owner of NVML's state: opens it when that becomes possible, asks it with a deadline, leaves stuck threads behind.
+//!
+//! ```text
+//!                     file or driver appears                 call past its deadline
+//!  NoLibrary, NoDriver, ───────────────────► Ready ──────────────────────────────► Hung
+//!  VersionMismatch, Error ◄───────────────     │ ▲   a new thread, or the stuck one, ──┘
+//!                          NVML says so        │ │   opens and reads all GPUs
+//!                                     Release ▼ │ Resume
+//!                                          Released
+//! ```
+
+use std::time::{Duration, Instant};
+
+use berth_core::facts::{NvmlState, NvmlStatus};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::args::Serve;
+use crate::feed::{Feed, Item};
+use crate::library::{Found, Search};
+use crate::pace;
+use crate::session::{Broken, Inventory, Readings, Session};
+use crate::watcher::{self, Leaving, Watcher};
+use crate::worker::{CallClock, NoAnswer, Worker};
+
+/// An answer, with the state it was given in.
+#[derive(Debug, Clone)]
+pub struct Answer<T> {
+    /// NVML's state.
+    pub status: NvmlStatus,
+    /// Present when the state is ready.
+    pub found: Option<T>,
+    /// Calls that are left behind and have not come back.
+    pub stuck_calls: u32,
+}
+
+/// Whether the driver can be unloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// `false`: a stuck call still holds it.
+    pub released: bool,
+    /// For people.
+    pub message: String,
+}
+
+enum Command {
+    Inventory(oneshot::Sender<Answer<Inventory>>),
+    Sample(oneshot::Sender<Answer<Readings>>),
+    Release(oneshot::Sender<Release>),
+    Resume(oneshot::Sender<NvmlStatus>),
+}
+
+/// How the socket's calls reach the keeper.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Command>);
+
+/// Callers that wait for the keeper. There is one agent, which asks one thing at a time.
+const QUEUE: usize = 8;
+
+/// The keeper's task is gone: the process is ending.
+#[derive(Debug, thiserror::Error)]
+#[error("the probe is ending")]
+pub struct Ending;
+
+impl Handle {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Ending> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(command(reply)).await.map_err(|_| Ending)?;
+        answer.await.map_err(|_| Ending)
+    }
+
+    /// Driver, GPUs, MIG.
+    pub async fn inventory(&self) -> Result<Answer<Inventory>, Ending> {
+        self.ask(Command::Inventory).await
+    }
+
+    /// One reading of every GPU.
+    pub async fn sample(&self) -> Result<Answer<Readings>, Ending> {
+        self.ask(Command::Sample).await
+    }
+
+    /// Lets go of the driver and stays away from it.
+    pub async fn release(&self) -> Result<Release, Ending> {
+        self.ask(Command::Release).await
+    }
+
+    /// Opens the driver again.
+    pub async fn resume(&self) -> Result<NvmlStatus, Ending> {
+        self.ask(Command::Resume).await
+    }
+}
+
+/// Starts the keeper's task.
+pub fn start(args: &Serve, feed: Feed) -> Handle {
+    let (send, commands) = mpsc::channel(QUEUE);
+    let (back, came_back) = mpsc::unbounded_channel();
+    let keeper = Keeper {
+        search: Search::new(args.nvml_lib.clone(), args.driver_root.clone()),
+        call_timeout: args.call_timeout,
+        feed,
+        back,
+        next_id: 1,
+        worker: None,
+        stuck: Vec::new(),
+        watcher: None,
+        leaving: Vec::new(),
+        status: NvmlStatus::default(),
+        seen: None,
+        try_at: Instant::now(),
+        hangs: 0,
+    };
+    tokio::spawn(keeper.run(commands, came_back));
+    Handle(send)
+}
+
+struct Keeper {
+    search: Search,
+    call_timeout: Duration,
+    feed: Feed,
+    back: mpsc::UnboundedSender<u64>,
+    next_id: u64,
+    /// The thread that calls are made on. `None`: none was needed yet, or the last one is stuck.
+    worker: Option<Worker>,
+    stuck: Vec<Worker>,
+    watcher: Option<Watcher>,
+    leaving: Vec<Leaving>,
+    status: NvmlStatus,
+    /// What the last look at the file system found, when it led to a try.
+    seen: Option<Found>,
+    /// When to try next if nothing changes before.
+    try_at: Instant,
+    /// Hangs since NVML was ready last.
+    hangs: u32,
+}
+
+impl Keeper {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut came_back: mpsc::UnboundedReceiver<u64>) {
+        loop {
+            self.keep_open().await;
+            tokio::select! {
+                biased;
+                Some(id) = came_back.recv() => self.take_back(id).await,
+                command = commands.recv() => match command {
+                    Some(command) => self.answer(command).await,
+                    None => return,
+                },
+                () = tokio::time::sleep(self.pause()) => {}
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        match self.status.state {
+            NvmlState::Ready | NvmlState::Released => pace::IDLE,
+            NvmlState::Hung => pace::IDLE.min(self.call_timeout),
+            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable => pace::LOOK,
+            NvmlState::NoDriver | NvmlState::VersionMismatch | NvmlState::Error => {
+                let until_try = self.try_at.saturating_duration_since(Instant::now());
+                until_try.clamp(pace::SHORTEST_PAUSE, pace::LOOK)
+            }
+        }
+    }
+
+    async fn answer(&mut self, command: Command) {
+        match command {
+            // Nobody waits for it any more; do not let a slow driver pile up work.
+            Command::Inventory(reply) if reply.is_closed() => {}
+            Command::Sample(reply) if reply.is_closed() => {}
+            Command::Inventory(reply) => {
+                let found = self.read(Session::inventory).await;
+                let _ = reply.send(self.with_state(found));
+            }
+            Command::Sample(reply) => {
+                let found = self.read(|session, clock| session.sample(clock)).await;
+                let _ = reply.send(self.with_state(found));
+            }
+            Command::Release(reply) => {
+                let release = self.release().await;
+                let _ = reply.send(release);
+            }
+            Command::Resume(reply) => {
+                if self.status.state == NvmlState::Released {
+                    self.status = NvmlStatus::default();
+                    self.seen = None;
+                    self.keep_open().await;
+                }
+                let _ = reply.send(self.status.clone());
+            }
+        }
+    }
+
+    fn with_state<T>(&self, found: Option<T>) -> Answer<T> {
+        let watchers = self.leaving.iter().filter(|w| w.is_stuck(self.call_timeout)).count()
+            + usize::from(self.watcher.as_ref().is_some_and(|w| w.is_stuck(self.call_timeout)));
+        Answer {
+            status: self.status.clone(),
+            found,
+            stuck_calls: u32::try_from(self.stuck.len() + watchers).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn set(&mut self, state: NvmlState, message: impl Into<String>) {
+        let status = NvmlStatus {
+            state,
+            message: message.into(),
+        };
+        if self.status != status {
+            tracing::info!(state = %status.state, message = status.message, "NVML");
+            self.status = status.clone();
+            self.feed.tell(Item::State(status));
+        }
+    }
+
+    /// Reads from the open session; whatever goes wrong ends up in the state.
+    async fn read<T: Send + 'static>(
+        &mut self,
+        read: impl FnOnce(&mut Session, &CallClock) -> Result<T, Broken> + Send + 'static,
+    ) -> Option<T> {
+        if self.status.state != NvmlState::Ready {
+            return None;
+        }
+        let worker = self.worker.as_ref()?;
+        let batch = self.call_timeout * 2;
+        let asked = worker
+            .ask(self.call_timeout, batch, |session, clock| {
+                session.as_mut().map(|session| read(session, clock))
+            })
+            .await;
+        match asked {
+            Ok(Some(Ok(found))) => return Some(found),
+            Ok(Some(Err(broken))) => {
+                let status = NvmlStatus::from(broken);
+                self.close().await;
+                if self.status.state != NvmlState::Hung {
+                    self.set(status.state, status.message);
+                }
+                self.try_at = Instant::now() + pace::after_failure(Duration::ZERO);
+            }
+            Ok(None) => self.set(NvmlState::Unknown, "the session is closed"),
+            Err(no_answer) => self.lose_worker(no_answer),
+        }
+        None
+    }
+
+    /// One step towards an open NVML, where it is not open and may be.
+    async fn keep_open(&mut self) {
+        self.leaving.retain(|watcher| !watcher.has_ended());
+        match self.status.state {
+            NvmlState::Ready | NvmlState::Released => {}
+            NvmlState::Hung => {
+                if Instant::now() >= self.try_at && (self.worker.is_some() || self.stuck.len() < pace::MAX_STUCK) {
+                    let found = self.search.look();
+                    self.open(found).await;
+                }
+            }
+            NvmlState::Unknown
+            | NvmlState::NoLibrary
+            | NvmlState::NoDriver
+            | NvmlState::VersionMismatch
+            | NvmlState::ProbeUnavailable
+            | NvmlState::Error => {
+                let found = self.search.look();
+                let changed = self.seen.as_ref() != Some(&found);
+                if found.libraries.is_empty() {
+                    self.seen = Some(found);
+                    self.set(
+                        NvmlState::NoLibrary,
+                        "libnvidia-ml.so.1 is in none of the places searched",
+                    );
+                } else if changed || Instant::now() >= self.try_at {
+                    self.open(found).await;
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self, found: Found) {
+        let candidates = found.libraries.clone();
+        self.seen = Some(found);
+        if self.worker.is_none() {
+            match Worker::start(self.next_id, self.back.clone()) {
+                Ok(worker) => self.worker = Some(worker),
+                Err(error) => {
+                    self.try_at = Instant::now() + pace::IDLE;
+                    return self.set(NvmlState::Error, format!("no thread for NVML: {error}"));
+                }
+            }
+            self.next_id += 1;
+        }
+        let Some(worker) = &self.worker else { return };
+        let start = Instant::now();
+        let feed = self.feed.clone();
+        // Initialising attaches every GPU, which without persistence mode takes a second each, in one call.
+        let allowed = self.call_timeout * 2;
+        let asked = worker
+            .ask(allowed, allowed, move |slot, clock| {
+                clock.run("nvmlShutdown", || *slot = None);
+                let session = Session::open(&candidates, clock)?;
+                // "Ready" is a promise: the readings must come, too, before it is given (again).
+                session.sample(clock)?;
+                let watcher = Watcher::start(&session, clock, feed).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "no events from this driver");
+                    None
+                });
+                let library = session.library.clone();
+                *slot = Some(session);
+                Ok::<_, NvmlStatus>((watcher, library))
+            })
+            .await;
+        match asked {
+            Ok(Ok((watcher, library))) => {
+                tracing::info!(library = %library.display(), "NVML is open");
+                self.retire_watcher();
+                self.watcher = watcher;
+                self.hangs = 0;
+                self.set(NvmlState::Ready, "");
+            }
+            Ok(Err(status)) => {
+                self.try_at = Instant::now() + pace::after_failure(start.elapsed());
+                self.set(status.state, status.message);
+            }
+            Err(no_answer) => self.lose_worker(no_answer),
+        }
+    }
+
+    /// Leaves the current thread behind.
+    fn lose_worker(&mut self, why: NoAnswer) {
+        self.retire_watcher();
+        let worker = self.worker.take();
+        let released = self.status.state == NvmlState::Released;
+        match why {
+            NoAnswer::Hung { .. } => {
+                self.stuck.extend(worker);
+                self.hangs += 1;
+                self.try_at = Instant::now() + pace::after_hang(self.call_timeout, self.hangs);
+                // Still not ours to open again: the stuck call shows in the count alone.
+                if !released {
+                    self.set(NvmlState::Hung, why.to_string());
+                }
+            }
+            NoAnswer::Crashed => {
+                self.try_at = Instant::now() + pace::after_hang(self.call_timeout, 1);
+                if !released {
+                    self.set(NvmlState::Error, why.to_string());
+                }
+            }
+        }
+    }
+
+    /// A thread that was left behind came back. Where there is no other, it is the one again, and NVML is tried on it at once.
+    async fn take_back(&mut self, id: u64) {
+        let Some(at) = self.stuck.iter().position(|w| w.id == id) else {
+            return;
+        };
+        let worker = self.stuck.swap_remove(at);
+        tracing::info!(stuck = self.stuck.len(), "a stuck NVML call came back");
+        if self.worker.is_some() {
+            // Its thread ends, and closes what it has open.
+            return;
+        }
+        self.worker = Some(worker);
+        self.try_at = Instant::now();
+        if self.status.state == NvmlState::Released {
+            self.close().await;
+        }
+    }
+
+    fn retire_watcher(&mut self) {
+        self.leaving.extend(self.watcher.take().map(Watcher::stop));
+    }
+
+    /// Closes the session, if any, within the deadline.
+    async fn close(&mut self) {
+        self.retire_watcher();
+        let Some(worker) = &self.worker else { return };
+        let closed = worker
+            .ask(self.call_timeout, self.call_timeout, |slot, clock| {
+                clock.run("nvmlShutdown", || *slot = None)
+            })
+            .await;
+        if let Err(no_answer) = closed {
+            self.lose_worker(no_answer);
+        }
+    }
+
+    async fn release(&mut self) -> Release {
+        self.close().await;
+        let patience = Instant::now() + watcher::WAIT + self.call_timeout;
+        while self.leaving.iter().any(|w| !w.has_ended()) && Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.leaving.retain(|w| !w.has_ended());
+        self.set(NvmlState::Released, "let go on request");
+        let held = self.stuck.len() + self.leaving.len();
+        Release {
+            released: held == 0,
+            message: if held == 0 {
+                String::new()
+            } else {
+                format!("{held} stuck NVML call(s) still hold the driver")
+            },
+        }
+    }
+}

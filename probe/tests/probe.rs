@@ -1,0 +1,434 @@
+//! The real process on a fake driver: everything a node can do to NVML, seen through the socket.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use berth_proto::probe::v1 as wire;
+use berth_proto::probe::v1::events_reply::Body;
+use berth_proto::probe::v1::probe_client::ProbeClient;
+use berth_proto::v1::{self, NvmlState};
+use hyper_util::rt::TokioIo;
+use nvidia_ml::library;
+use nvidia_ml::state::{EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG, Effect, EventKind, Fault, STATE_ENV, State, code};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+const CALL_TIMEOUT: Duration = Duration::from_millis(300);
+/// Far beyond anything expected; only a broken probe waits this long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn built_library() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| library::build().unwrap())
+}
+
+/// A node: its file system root, its driver's state, and the probe.
+struct Node {
+    dir: tempfile::TempDir,
+    child: Child,
+    client: ProbeClient<Channel>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn library_path(dir: &Path) -> PathBuf {
+    dir.join("root/usr/lib/x86_64-linux-gnu").join(library::FILE_NAME)
+}
+
+/// Puts the library in place as an installer does: whole, by rename.
+fn install(dir: &Path) {
+    let path = library_path(dir);
+    let partial = path.with_extension("partial");
+    std::fs::copy(built_library(), &partial).unwrap();
+    std::fs::rename(partial, path).unwrap();
+}
+
+impl Node {
+    async fn start(state: Option<State>, with_library: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(library_path(dir.path()).parent().unwrap()).unwrap();
+        if let Some(state) = state {
+            state.write(&dir.path().join("nvml.json")).unwrap();
+        }
+        if with_library {
+            install(dir.path());
+        }
+        let socket = dir.path().join("probe.sock");
+        // A socket that an earlier process left must not be in the way.
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let child = Command::new(env!("CARGO_BIN_EXE_berth-probe"))
+            .arg("serve")
+            .arg(format!("--socket={}", socket.display()))
+            .arg(format!("--driver-root={}", dir.path().join("root").display()))
+            .arg(format!("--call-timeout={}ms", CALL_TIMEOUT.as_millis()))
+            .env(STATE_ENV, dir.path().join("nvml.json"))
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let client = connect(socket).await;
+        Self { dir, child, client }
+    }
+
+    async fn ready(model: &str, count: u32) -> (Self, State) {
+        let state = State::of(model, count, "node-a").unwrap();
+        let mut node = Self::start(Some(state.clone()), true).await;
+        node.until(NvmlState::Ready).await;
+        (node, state)
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut State)) {
+        State::edit(&self.dir.path().join("nvml.json"), change).unwrap();
+    }
+
+    async fn inventory(&mut self) -> wire::InventoryReply {
+        self.client
+            .inventory(wire::InventoryRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    async fn sample(&mut self) -> wire::SampleReply {
+        self.client.sample(wire::SampleRequest {}).await.unwrap().into_inner()
+    }
+
+    async fn until(&mut self, state: NvmlState) -> wire::InventoryReply {
+        let start = Instant::now();
+        loop {
+            let reply = self.inventory().await;
+            if reply.state() == state {
+                return reply;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "still {:?}: {}",
+                reply.state(),
+                reply.message
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.child.id()))
+            .unwrap()
+            .count()
+    }
+
+    async fn events(&mut self) -> tonic::Streaming<wire::EventsReply> {
+        self.client.events(wire::EventsRequest {}).await.unwrap().into_inner()
+    }
+}
+
+async fn connect(socket: PathBuf) -> ProbeClient<Channel> {
+    let start = Instant::now();
+    loop {
+        let socket = socket.clone();
+        let connected = Endpoint::from_static("http://probe")
+            .connect_with_connector(tower::service_fn(move |_: Uri| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            }))
+            .await;
+        match connected {
+            Ok(channel) => return ProbeClient::new(channel),
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn next(events: &mut tonic::Streaming<wire::EventsReply>) -> Body {
+    tokio::time::timeout(PATIENCE, events.message())
+        .await
+        .expect("an event in time")
+        .unwrap()
+        .expect("the stream goes on")
+        .body
+        .unwrap()
+}
+
+async fn next_event(events: &mut tonic::Streaming<wire::EventsReply>) -> v1::GpuEvent {
+    loop {
+        if let Body::Event(event) = next(events).await {
+            return event;
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_library_there_is_nothing_and_that_is_a_state() {
+    let mut node = Node::start(None, false).await;
+    let reply = node.inventory().await;
+    assert_eq!(reply.state(), NvmlState::NoLibrary);
+    assert!(reply.message.contains("libnvidia-ml.so.1"), "{}", reply.message);
+    assert_eq!((reply.driver, reply.gpus.len(), reply.stuck_calls), (None, 0, 0));
+    assert_eq!(node.sample().await.state(), NvmlState::NoLibrary);
+}
+
+#[tokio::test]
+async fn library_then_driver_appear_and_are_told() {
+    let mut node = Node::start(None, false).await;
+    node.until(NvmlState::NoLibrary).await;
+    let mut events = node.events().await;
+
+    let mut state = State::of("H100-80GB-HBM3", 8, "node-a").unwrap();
+    state.driver.loaded = false;
+    state.write(&node.dir.path().join("nvml.json")).unwrap();
+    install(node.dir.path());
+    match next(&mut events).await {
+        Body::State(change) => assert_eq!(change.state(), NvmlState::NoDriver, "{}", change.message),
+        other => panic!("{other:?}"),
+    }
+    node.edit(|s| {
+        s.driver.loaded = true;
+        s.driver.version_mismatch = true;
+    });
+    match next(&mut events).await {
+        Body::State(change) => assert_eq!(change.state(), NvmlState::VersionMismatch, "{}", change.message),
+        other => panic!("{other:?}"),
+    }
+    node.edit(|s| s.driver.version_mismatch = false);
+    match next(&mut events).await {
+        Body::State(change) => assert_eq!(change.state(), NvmlState::Ready, "{}", change.message),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(node.inventory().await.gpus.len(), 8);
+
+    node.edit(|s| s.driver.loaded = false);
+    assert_eq!(node.sample().await.state(), NvmlState::NoDriver);
+    node.edit(|s| s.driver.loaded = true);
+    node.until(NvmlState::Ready).await;
+}
+
+#[tokio::test]
+async fn every_fact_of_a_gpu_is_read() {
+    let (mut node, state) = Node::ready("H100-80GB-HBM3", 2).await;
+    let reply = node.inventory().await;
+    let driver = reply.driver.unwrap();
+    assert_eq!(driver.version, "550.163.01");
+    assert_eq!(driver.cuda_version, Some(12040));
+    assert_eq!(driver.nvml_version.as_deref(), Some("12.550.163.01"));
+    assert!(reply.library.unwrap().ends_with(library::FILE_NAME));
+    let expected = v1::Gpu {
+        index: 1,
+        uuid: state.gpus[1].uuid.clone(),
+        pci_address: Some("0000:11:00.0".into()),
+        product: Some("NVIDIA H100 80GB HBM3".into()),
+        memory_bytes: Some(81920 << 20),
+        compute_major: Some(9),
+        compute_minor: Some(0),
+        mig: Some(v1::Mig::default()),
+        fabric: Some(v1::Fabric {
+            state: 3,
+            status: 0,
+            cluster_uuid: "00000000-0000-0000-0000-000000000001".into(),
+            clique_id: 0,
+        }),
+        serial: state.gpus[1].serial.clone(),
+        vbios: state.gpus[1].vbios.clone(),
+        minor_number: Some(1),
+    };
+    assert_eq!(reply.gpus[1], expected);
+}
+
+#[tokio::test]
+async fn a_part_without_mig_and_fabric_has_none_and_absent_readings_stay_absent() {
+    let (mut node, _) = Node::ready("T4", 1).await;
+    let reply = node.inventory().await;
+    assert_eq!((&reply.gpus[0].mig, &reply.gpus[0].fabric), (&None, &None));
+
+    node.edit(|s| {
+        let gpu = &mut s.gpus[0];
+        gpu.memory_used_bytes = 5 << 30;
+        gpu.power_mw = None;
+        gpu.clocks_event_reasons = Some(0x8);
+        gpu.utilization = Some(nvidia_ml::state::Utilization { gpu: 0, memory: 0 });
+    });
+    let sample = node.sample().await;
+    let gpu = &sample.gpus[0];
+    assert_eq!(gpu.power_mw, None);
+    assert_eq!(gpu.gpu_utilization, Some(0));
+    assert_eq!(gpu.memory_used_bytes, Some(5 << 30));
+    assert_eq!(gpu.memory_free_bytes, Some((16384 << 20) - (5 << 30)));
+    assert_eq!(
+        (gpu.temperature_c, gpu.sm_clock_mhz, gpu.memory_clock_mhz),
+        (Some(31), Some(345), Some(1593))
+    );
+    assert_eq!((gpu.clocks_event_reasons, gpu.compute_processes), (Some(0x8), Some(0)));
+
+    // A driver that knows neither version 2 of memory info nor the newer name of the clocks' reasons.
+    node.edit(|s| {
+        s.faults = vec![
+            Fault::of("nvmlDeviceGetMemoryInfo_v2", Effect::Error(code::NOT_SUPPORTED)),
+            Fault::of(
+                "nvmlDeviceGetCurrentClocksEventReasons",
+                Effect::Error(code::NOT_SUPPORTED),
+            ),
+        ];
+    });
+    let sample = node.sample().await;
+    assert_eq!(sample.gpus[0].memory_used_bytes, Some(5 << 30));
+    assert_eq!(sample.gpus[0].clocks_event_reasons, Some(0x8));
+}
+
+#[tokio::test]
+async fn mig_devices_are_read_and_a_change_is_told() {
+    let (mut node, _) = Node::ready("A100-SXM4-40GB", 1).await;
+    let mut events = node.events().await;
+    node.edit(|s| {
+        s.gpus[0].enable_mig(&["3g.20gb", "1g.5gb+me"]).unwrap();
+        s.gpus[0].mig.as_mut().unwrap().devices[0].memory_used_bytes = 1 << 30;
+        s.gpus[0].push_event(EventKind::Type(EVENT_MIG_CONFIG));
+    });
+    assert!(matches!(next(&mut events).await, Body::State(change) if change.state() == NvmlState::Ready));
+    let mig = node.inventory().await.gpus[0].mig.clone().unwrap();
+    assert!(mig.enabled && mig.pending);
+    let profiles: Vec<_> = mig
+        .devices
+        .iter()
+        .map(|d| (d.profile.as_str(), d.multiprocessors, d.gpu_instance_id))
+        .collect();
+    assert_eq!(profiles, [("3g.20gb", 42, 7), ("1g.5gb+me", 14, 8)]);
+    let sample = node.sample().await;
+    assert_eq!(sample.gpus.len(), 3);
+    assert_eq!(sample.gpus[0].gpu_utilization, None);
+    assert_eq!(sample.gpus[1].uuid, mig.devices[0].uuid);
+    assert_eq!(sample.gpus[1].memory_used_bytes, Some(1 << 30));
+}
+
+#[tokio::test]
+async fn a_lost_gpu_is_named_and_the_others_go_on() {
+    let (mut node, state) = Node::ready("H100-80GB-HBM3", 4).await;
+    node.edit(|s| s.faults = vec![Fault::of_gpu(2, Effect::Error(code::GPU_IS_LOST))]);
+    let sample = node.sample().await;
+    assert_eq!(sample.state(), NvmlState::Ready);
+    assert_eq!(sample.gpus.len(), 3);
+    let lost: Vec<_> = sample.lost.iter().map(|l| l.uuid.as_str()).collect();
+    assert_eq!(lost, [state.gpus[2].uuid.as_str()]);
+    // It is still a GPU of this node, with what was known of it.
+    let gpus = node.inventory().await.gpus;
+    assert_eq!(
+        gpus.iter().map(|g| g.uuid.as_str()).collect::<Vec<_>>(),
+        state.gpus.iter().map(|g| g.uuid.as_str()).collect::<Vec<_>>()
+    );
+    node.edit(|s| s.faults.clear());
+    assert_eq!(node.sample().await.gpus.len(), 4);
+}
+
+#[tokio::test]
+async fn events_arrive_and_those_that_nobody_heard_wait() {
+    let (mut node, state) = Node::ready("H100-80GB-HBM3", 2).await;
+    node.edit(|s| s.gpus[1].push_xid(79));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut events = node.events().await;
+    let event = next_event(&mut events).await;
+    assert_eq!(event.kind, Some(v1::gpu_event::Kind::Xid(79)));
+    assert_eq!(event.uuid.as_ref(), Some(&state.gpus[1].uuid));
+    assert_eq!(event.pci_address.as_deref(), Some("0000:11:00.0"));
+    assert_eq!(event.source, "nvml");
+    assert!(event.age_ms > 0);
+    node.edit(|s| s.gpus[0].push_event(EventKind::Type(EVENT_DOUBLE_BIT_ECC)));
+    let event = next_event(&mut events).await;
+    assert_eq!(event.kind, Some(v1::gpu_event::Kind::Other("EccDoubleBit".into())));
+    assert_eq!(event.uuid.as_ref(), Some(&state.gpus[0].uuid));
+}
+
+#[tokio::test]
+async fn a_hang_is_noticed_bounded_and_survived() {
+    let (mut node, _) = Node::ready("H100-80GB-HBM3", 8).await;
+    let mut events = node.events().await;
+    let before = node.threads();
+
+    let stall = Fault {
+        gpu: Some(3),
+        ..Fault::of("nvmlDeviceGetUtilizationRates", Effect::Stall(true))
+    };
+    node.edit(|s| s.faults = vec![stall]);
+    let start = Instant::now();
+    let sample = node.sample().await;
+    assert!(start.elapsed() >= CALL_TIMEOUT);
+    assert_eq!(sample.state(), NvmlState::Hung);
+    assert!(
+        sample.message.contains("nvmlDeviceGetUtilizationRates"),
+        "{}",
+        sample.message
+    );
+    assert_eq!(sample.stuck_calls, 1);
+    assert!(matches!(next(&mut events).await, Body::State(change) if change.state() == NvmlState::Hung));
+
+    // One more thread tries, finds the same, and after that none does; the probe answers all the while.
+    let mut most = 0;
+    for _ in 0..60 {
+        let reply = node.inventory().await;
+        assert_eq!(reply.state(), NvmlState::Hung);
+        most = most.max(reply.stuck_calls);
+        tokio::time::sleep(CALL_TIMEOUT / 6).await;
+    }
+    assert_eq!(most, 2);
+    assert!(
+        node.threads() <= before + 2,
+        "{} threads, {before} before",
+        node.threads()
+    );
+
+    // The driver lets go: the threads come back, and so does NVML.
+    node.edit(|s| s.faults.clear());
+    assert_eq!(node.until(NvmlState::Ready).await.stuck_calls, 0);
+    assert_eq!(node.sample().await.gpus.len(), 8);
+    assert!(node.threads() <= before, "{} threads, {before} before", node.threads());
+}
+
+#[tokio::test]
+async fn a_hang_that_never_ends_does_not_keep_the_process() {
+    let (mut node, _) = Node::ready("T4", 1).await;
+    node.edit(|s| s.faults = vec![Fault::of("*", Effect::Hang(true))]);
+    assert_eq!(node.sample().await.state(), NvmlState::Hung);
+    let pid = node.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let start = Instant::now();
+    loop {
+        if let Some(status) = node.child.try_wait().unwrap() {
+            assert!(status.success(), "{status}");
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "still running");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn release_lets_go_of_the_library_and_resume_takes_it_again() {
+    let (mut node, _) = Node::ready("L40S", 2).await;
+    let maps = format!("/proc/{}/maps", node.child.id());
+    let holds = || std::fs::read_to_string(&maps).unwrap().contains(library::FILE_NAME);
+    assert!(holds());
+    let release = node.client.release(wire::ReleaseRequest {}).await.unwrap().into_inner();
+    assert!(release.released, "{}", release.message);
+    assert!(!holds(), "the library is still mapped");
+    assert_eq!(node.sample().await.state(), NvmlState::Released);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(node.inventory().await.state(), NvmlState::Released);
+    let resume = node.client.resume(wire::ResumeRequest {}).await.unwrap().into_inner();
+    assert_eq!(resume.state(), NvmlState::Ready);
+    assert_eq!(node.sample().await.gpus.len(), 2);
+    assert!(holds());
+
+    // A call that is stuck holds the driver, and the answer says so.
+    node.edit(|s| s.faults = vec![Fault::of("nvmlDeviceGetTemperature", Effect::Hang(true))]);
+    assert_eq!(node.sample().await.state(), NvmlState::Hung);
+    let release = node.client.release(wire::ReleaseRequest {}).await.unwrap().into_inner();
+    assert!(
+        !release.released && release.message.contains("stuck"),
+        "{}",
+        release.message
+    );
+}

@@ -1,0 +1,323 @@
+//! What the agent and the controller may do: no more than they need, and the admission policies hold them to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use berth_tests::{Fixture, Suite, eventually};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::rbac::v1::{ClusterRole, Role};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    Suite::new("permissions")
+        .trial(
+            "the agent's ServiceAccount has no more rights than an unbound one",
+            |c| agent_has_no_rights(Fixture::new(c)),
+        )
+        .trial("agents make no API call at all", |c| {
+            agents_make_no_calls(Fixture::new(c))
+        })
+        .trial("the node policy lets labels pass and denies the rest", |c| {
+            node_policy(Fixture::new(c))
+        })
+        .trial(
+            "the pod policy lets gates shrink and pins tighten, and denies the rest",
+            |c| pod_policy(Fixture::new(c)),
+        )
+        .trial(
+            "the controller's role has what it uses and nothing that it was refused",
+            |c| role_is_what_is_used(Fixture::new(c)),
+        )
+        .run()
+}
+
+const NAMESPACE: &str = "berth-system";
+
+fn controller_user() -> String {
+    format!("system:serviceaccount:{NAMESPACE}:berth-controller")
+}
+
+async fn agent_has_no_rights(f: Fixture) -> anyhow::Result<()> {
+    let list = async |account: &str| {
+        let user = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+        let groups = ["--as-group=system:serviceaccounts", "--as-group=system:authenticated"];
+        let own = format!("--as-group=system:serviceaccounts:{NAMESPACE}");
+        f.kubectl(&[
+            "auth",
+            "can-i",
+            "--list",
+            "--no-headers",
+            &user,
+            groups[0],
+            groups[1],
+            &own,
+            "-n",
+            NAMESPACE,
+        ])
+        .await
+    };
+    let (agent, nobody) = (list("berth-agent").await?, list("nobody-in-particular").await?);
+    let lines = |s: &str| s.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    ensure!(lines(&agent) == lines(&nobody), "agent:\n{agent}\nunbound:\n{nobody}");
+    Ok(())
+}
+
+async fn agents_make_no_calls(f: Fixture) -> anyhow::Result<()> {
+    f.all_agents_connected().await?;
+    let calls = f
+        .audit(&format!("system:serviceaccount:{NAMESPACE}:berth-agent"))
+        .await?;
+    ensure!(calls.is_empty(), "{calls:?}");
+    Ok(())
+}
+
+/// One write as the controller: what must come of it.
+struct Write {
+    what: &'static str,
+    patch: Value,
+    allowed: bool,
+}
+
+fn write(what: &'static str, allowed: bool, patch: Value) -> Write {
+    Write { what, patch, allowed }
+}
+
+async fn as_controller<K>(
+    f: &Fixture,
+    api: impl Fn(kube::Client) -> Api<K>,
+    name: &str,
+    writes: Vec<Write>,
+    subresource: bool,
+) -> anyhow::Result<()>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let api = api(f.client_as(&controller_user()).await?);
+    let params = PatchParams {
+        dry_run: true,
+        ..PatchParams::default()
+    };
+    for w in writes {
+        let patch = Patch::Merge(&w.patch);
+        let answer = if subresource {
+            api.patch_status(name, &params, &patch).await
+        } else {
+            api.patch(name, &params, &patch).await
+        };
+        match (answer, w.allowed) {
+            (Ok(_), true) => {}
+            (Ok(_), false) => bail!("{}: was let through", w.what),
+            (Err(error), true) => bail!("{}: was denied: {error}", w.what),
+            (Err(error), false) => {
+                let text = error.to_string();
+                ensure!(
+                    text.contains("ValidatingAdmissionPolicy"),
+                    "{}: denied, but not by the policy: {text}",
+                    w.what
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn node_policy(f: Fixture) -> anyhow::Result<()> {
+    let label = |key: &str| json!({"metadata": {"labels": {key: "x"}}});
+    let writes = vec![
+        write("a free label", true, label("example.com/x")),
+        write("a GFD label", true, label("nvidia.com/gpu.product")),
+        write("our class", true, label("berth.dev/gpu-class")),
+        write(
+            "an NFD PCI label",
+            true,
+            label("feature.node.kubernetes.io/pci-10de.present"),
+        ),
+        write("a role", false, label("node-role.kubernetes.io/control-plane")),
+        write("the architecture", false, label("kubernetes.io/arch")),
+        write("a cloud's label", false, label("cloud.google.com/gke-accelerator")),
+        write("a node restriction", false, label("node-restriction.kubernetes.io/x")),
+        write(
+            "an annotation",
+            false,
+            json!({"metadata": {"annotations": {"example.com/x": "1"}}}),
+        ),
+        write("cordon", false, json!({"spec": {"unschedulable": true}})),
+        write(
+            "a foreign taint",
+            false,
+            json!({"spec": {"taints": [{"key": "example.com/x", "effect": "NoExecute"}]}}),
+        ),
+        write(
+            "our taint",
+            true,
+            json!({"spec": {"taints": [{"key": "berth.dev/gpu-unhealthy", "effect": "NoSchedule"}]}}),
+        ),
+    ];
+    as_controller(&f, Api::<Node>::all, "cpu-0", writes, false).await?;
+    // Others are not its business.
+    let admin = Api::<Node>::all(f.client());
+    let params = PatchParams {
+        dry_run: true,
+        ..PatchParams::default()
+    };
+    admin
+        .patch(
+            "cpu-0",
+            &params,
+            &Patch::Merge(&label("node-role.kubernetes.io/control-plane")),
+        )
+        .await?;
+    Ok(())
+}
+
+async fn pod_policy(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("policy").await?;
+    let pods = Api::<Pod>::namespaced(f.client(), &ns);
+    let terms = |extra: Value| json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": extra}}}}});
+    let arch = json!({"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]});
+    let pin = json!([{"key": "metadata.name", "operator": "In", "values": ["cpu-0"]}]);
+    let mut pod = json!({"metadata": {"name": "gated"}, "spec": {
+        "schedulingGates": [{"name": "berth.dev/placement"}, {"name": "example.com/theirs"}], "containers": [{"name": "c", "image": "x"}]}});
+    pod["spec"]["affinity"] = terms(json!([{"matchExpressions": [arch]}]))["spec"]["affinity"].clone();
+    pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+        .await?;
+    let writes = vec![
+        write(
+            "our annotation",
+            true,
+            json!({"metadata": {"annotations": {"berth.dev/placed-because": "x"}}}),
+        ),
+        write(
+            "a foreign annotation",
+            false,
+            json!({"metadata": {"annotations": {"example.com/x": "1"}}}),
+        ),
+        write("a foreign label", false, json!({"metadata": {"labels": {"app": "x"}}})),
+        write(
+            "our gate goes",
+            true,
+            json!({"spec": {"schedulingGates": [{"name": "example.com/theirs"}]}}),
+        ),
+        write(
+            "their gate goes",
+            false,
+            json!({"spec": {"schedulingGates": [{"name": "berth.dev/placement"}]}}),
+        ),
+        write(
+            "a pin",
+            true,
+            terms(json!([{"matchExpressions": [arch], "matchFields": pin}])),
+        ),
+        write("a node selector", false, json!({"spec": {"nodeSelector": {"a": "b"}}})),
+        write(
+            "an image",
+            false,
+            json!({"spec": {"containers": [{"name": "c", "image": "y"}]}}),
+        ),
+        write(
+            "a toleration",
+            false,
+            json!({"spec": {"tolerations": [{"operator": "Exists"}]}}),
+        ),
+    ];
+    let namespace = ns.clone();
+    as_controller(
+        &f,
+        move |client| Api::<Pod>::namespaced(client, &namespace),
+        "gated",
+        writes,
+        false,
+    )
+    .await?;
+    pods.delete("gated", &DeleteParams::default().grace_period(0)).await?;
+    f.delete_namespace(&ns).await
+}
+
+/// `apiGroup/resource` → verbs of the controller's roles.
+async fn granted(f: &Fixture) -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let cluster = Api::<ClusterRole>::all(f.client())
+        .get("berth-controller")
+        .await?
+        .rules
+        .unwrap_or_default();
+    let own = Api::<Role>::namespaced(f.client(), NAMESPACE)
+        .get("berth-controller")
+        .await?
+        .rules
+        .unwrap_or_default();
+    for rule in cluster.into_iter().chain(own) {
+        for group in rule.api_groups.unwrap_or_default() {
+            for resource in rule.resources.iter().flatten() {
+                let verbs = rule.verbs.iter().cloned();
+                all.entry(format!("{group}/{resource}")).or_default().extend(verbs);
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn role_is_what_is_used(f: Fixture) -> anyhow::Result<()> {
+    // A round of everything: a model that comes and goes, a rule, a pod that waits, a leader that changes.
+    let ns = f.namespace("used").await?;
+    f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/vllm-h100.yaml")])
+        .await?;
+    f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/node-pool-labeler.yaml")])
+        .await?;
+    eventually("a running model", Duration::from_secs(60), async || {
+        f.kubectl(&[
+            "wait",
+            "-n",
+            &ns,
+            "--for=condition=Available",
+            "aid/vllm-h100",
+            "--timeout=1s",
+        ])
+        .await?;
+        Ok(())
+    })
+    .await?;
+    let pods = Api::<Pod>::namespaced(f.client(), &ns);
+    for pod in pods.list(&Default::default()).await? {
+        ensure!(pod.metadata.uid.is_some(), "{}", pod.name_any());
+    }
+    f.restart_controller().await?;
+    f.all_agents_connected().await?;
+    f.delete_namespace(&ns).await?;
+
+    let granted = granted(&f).await?;
+    let mut used: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut refused = Vec::new();
+    for call in f.audit(&controller_user()).await? {
+        let Some(resource) = call.resource.clone() else {
+            continue;
+        };
+        if call.code == Some(403) && !call.by_policy() {
+            refused.push(format!("{} {}/{}", call.verb, call.group, resource));
+        }
+        used.entry(format!("{}/{}", call.group, resource))
+            .or_default()
+            .insert(call.verb.clone());
+    }
+    ensure!(refused.is_empty(), "refused by RBAC: {refused:?}");
+    for resource in used.keys() {
+        ensure!(
+            granted.contains_key(resource) || resource.contains("selfsubject"),
+            "{resource} was used and is not granted"
+        );
+    }
+    let idle: Vec<&String> = granted
+        .keys()
+        .filter(|r| !used.contains_key(*r))
+        .filter(|r| !ONLY_SOMETIMES.contains(&r.as_str()))
+        .collect();
+    ensure!(idle.is_empty(), "granted and never used: {idle:?}");
+    Ok(())
+}
+
+/// Granted for what this round does not bring about: the uninstall hook.
+const ONLY_SOMETIMES: &[&str] = &["apps/replicasets", "apps/deployments/scale"];

@@ -1,0 +1,186 @@
+//! Event sets: an event in the file reaches every set that its GPU was registered with before it was written.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::raw::{c_uint, c_ulonglong};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nvml_wrapper_sys::bindings::*;
+
+use super::{Answer, INVALID, put};
+use crate::handle::Device;
+use crate::live::{gate_open, on_device, on_system, path, returned};
+use crate::state::{EventKind, State};
+
+const TIMEOUT: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_TIMEOUT;
+/// What a device can be registered for here.
+const SUPPORTED: u64 = (nvmlEventTypeXidCriticalError
+    | nvmlEventTypeDoubleBitEccError
+    | nvmlEventTypeSingleBitEccError
+    | nvmlEventMigConfigChange) as u64;
+
+/// One event set: by GPU index, the types wanted and the last event id delivered.
+#[derive(Default)]
+struct Set {
+    devices: Mutex<BTreeMap<usize, (u64, u64)>>,
+    changes: Option<OwnedFd>,
+}
+
+static SETS: Mutex<BTreeMap<usize, Arc<Set>>> = Mutex::new(BTreeMap::new());
+static NEXT: AtomicUsize = AtomicUsize::new(0x0300_0000);
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn find(set: nvmlEventSet_t) -> Answer<Arc<Set>> {
+    lock(&SETS).get(&set.addr()).cloned().ok_or(INVALID)
+}
+
+/// A descriptor that becomes readable when something in the folder of `file` changes. The folder, because the file is replaced by rename.
+fn watch_folder(file: &Path) -> Option<OwnedFd> {
+    let folder = file
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let folder = CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: plain system calls; the descriptor is owned from the moment it exists, and the path is a C string that outlives the call.
+    unsafe {
+        let fd = libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC);
+        if fd < 0 {
+            return None;
+        }
+        let fd = OwnedFd::from_raw_fd(fd);
+        let mask = libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
+        (libc::inotify_add_watch(fd.as_raw_fd(), folder.as_ptr(), mask) >= 0).then_some(fd)
+    }
+}
+
+/// Sleeps until the folder changes or the time is over.
+fn sleep_until_change(changes: Option<&OwnedFd>, at_most: Duration) {
+    let Some(changes) = changes else {
+        std::thread::sleep(at_most.min(Duration::from_millis(20)));
+        return;
+    };
+    let mut poll = libc::pollfd {
+        fd: changes.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let ms = i32::try_from(at_most.as_millis()).unwrap_or(i32::MAX).max(1);
+    let mut sink = [0u8; 4096];
+    // SAFETY: `poll` is one pollfd and the count says one; `sink` is as long as said; the descriptor is open for as long as it is borrowed.
+    unsafe {
+        if libc::poll(&raw mut poll, 1, ms) > 0 {
+            libc::read(changes.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len());
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
+    on_system("nvmlEventSetCreate", |_| {
+        let key = NEXT.fetch_add(1, Ordering::SeqCst);
+        put(set, std::ptr::without_provenance_mut(key))?;
+        let changes = path().and_then(|p| watch_folder(&p));
+        lock(&SETS).insert(
+            key,
+            Arc::new(Set {
+                changes,
+                ..Set::default()
+            }),
+        );
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
+    returned(gate_open("nvmlEventSetFree", None).and_then(|_| lock(&SETS).remove(&set.addr()).map(drop).ok_or(INVALID)))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetSupportedEventTypes(device: nvmlDevice_t, types: *mut c_ulonglong) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetSupportedEventTypes", device, |_| put(types, SUPPORTED))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceRegisterEvents(
+    device: nvmlDevice_t,
+    types: c_ulonglong,
+    set: nvmlEventSet_t,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceRegisterEvents", device, |v| {
+        if types & !SUPPORTED != 0 {
+            return Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
+        }
+        let seen = v.gpu.events.iter().map(|e| e.id).max().unwrap_or(0);
+        lock(&find(set)?.devices).insert(v.device.gpu, (types, seen));
+        Ok(())
+    })
+}
+
+/// The oldest event that the set has not delivered yet.
+fn next(set: &Set, state: &State) -> Option<nvmlEventData_t> {
+    for (&gpu, (types, seen)) in lock(&set.devices).iter_mut() {
+        let Some(found) = state.gpus.get(gpu) else { continue };
+        let mut events: Vec<_> = found.events.iter().filter(|e| e.id > *seen).collect();
+        events.sort_by_key(|e| e.id);
+        for event in events {
+            *seen = event.id;
+            let (bit, data) = match event.kind {
+                EventKind::Xid(xid) => (u64::from(nvmlEventTypeXidCriticalError), xid),
+                EventKind::Type(bit) => (bit, 0),
+            };
+            if bit & *types != 0 {
+                return Some(nvmlEventData_t {
+                    device: Device::gpu(gpu).to_ptr(),
+                    eventType: bit,
+                    eventData: data,
+                    gpuInstanceId: u32::MAX,
+                    computeInstanceId: u32::MAX,
+                });
+            }
+        }
+    }
+    None
+}
+
+fn wait(function: &str, set: nvmlEventSet_t, data: *mut nvmlEventData_t, timeout_ms: c_uint) -> Answer {
+    let end = Instant::now() + Duration::from_millis(timeout_ms.into());
+    let set = find(set)?;
+    loop {
+        let state = gate_open(function, None)?;
+        if let Some(event) = next(&set, &state) {
+            return put(data, event);
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(TIMEOUT);
+        }
+        sleep_until_change(set.changes.as_ref(), left);
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetWait(
+    set: nvmlEventSet_t,
+    data: *mut nvmlEventData_t,
+    timeout_ms: c_uint,
+) -> nvmlReturn_t {
+    returned(wait("nvmlEventSetWait", set, data, timeout_ms))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetWait_v2(
+    set: nvmlEventSet_t,
+    data: *mut nvmlEventData_t,
+    timeout_ms: c_uint,
+) -> nvmlReturn_t {
+    returned(wait("nvmlEventSetWait_v2", set, data, timeout_ms))
+}

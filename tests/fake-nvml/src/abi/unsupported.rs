@@ -1,0 +1,45 @@
+//! Functions that exist on every driver and that no fake GPU has an answer for. They pass the gate, so that faults reach them too.
+//!
+//! Arguments are never looked at, so one signature without any serves all of them: the C calling conventions of both architectures leave
+//! arguments to the caller.
+
+use nvml_wrapper_sys::bindings::*;
+
+use super::NOT_SUPPORTED;
+use crate::live::{gate_open, returned};
+
+macro_rules! unsupported {
+    ($($name:ident)*) => {$(
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name() -> nvmlReturn_t {
+            returned(gate_open(stringify!($name), None).and(Err(NOT_SUPPORTED)))
+        }
+    )*};
+}
+
+unsupported! {
+    nvmlSystemGetProcessName nvmlSystemGetConfComputeState nvmlSystemGetConfComputeGpusReadyState nvmlSystemGetDriverBranch
+    nvmlGetExcludedDeviceCount nvmlGetExcludedDeviceInfoByIndex
+    nvmlDeviceGetBrand nvmlDeviceGetArchitecture nvmlDeviceGetBoardId nvmlDeviceGetBoardPartNumber nvmlDeviceGetModuleId
+    nvmlDeviceGetNumaNodeId nvmlDeviceGetNumGpuCores nvmlDeviceGetAddressingMode nvmlDeviceGetPlatformInfo
+    nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetMemoryBusWidth
+    nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization nvmlDeviceGetTemperatureThreshold nvmlDeviceGetMarginTemperature
+    nvmlDeviceGetPowerManagementLimit nvmlDeviceGetPowerManagementLimitConstraints nvmlDeviceGetEnforcedPowerLimit
+    nvmlDeviceGetTotalEnergyConsumption nvmlDeviceGetMaxClockInfo nvmlDeviceGetPerformanceState nvmlDeviceGetFanSpeed_v2
+    nvmlDeviceGetNumFans nvmlDeviceGetSamples nvmlDeviceGetSupportedClocksThrottleReasons nvmlDeviceGetViolationStatus
+    nvmlDeviceGetEccMode nvmlDeviceGetTotalEccErrors nvmlDeviceGetMemoryErrorCounter nvmlDeviceGetDetailedEccErrors
+    nvmlDeviceGetSramEccErrorStatus nvmlDeviceGetRemappedRows nvmlDeviceGetRowRemapperHistogram nvmlDeviceGetRetiredPages
+    nvmlDeviceGetRetiredPages_v2 nvmlDeviceGetRetiredPagesPendingStatus nvmlDeviceGetRepairStatus
+    nvmlDeviceGetCurrPcieLinkWidth nvmlDeviceGetCurrPcieLinkGeneration nvmlDeviceGetMaxPcieLinkWidth
+    nvmlDeviceGetMaxPcieLinkGeneration nvmlDeviceGetPcieReplayCounter nvmlDeviceGetPcieThroughput nvmlDeviceGetNvLinkState
+    nvmlDeviceGetNvLinkVersion nvmlDeviceGetNvLinkErrorCounter nvmlDeviceGetNvLinkCapability nvmlDeviceGetNvLinkRemotePciInfo_v2
+    nvmlDeviceGetNvLinkRemoteDeviceType nvmlDeviceGetTopologyCommonAncestor nvmlDeviceGetP2PStatus
+    nvmlDeviceGetGraphicsRunningProcesses nvmlDeviceGetGraphicsRunningProcesses_v2 nvmlDeviceGetGraphicsRunningProcesses_v3
+    nvmlDeviceGetMPSComputeRunningProcesses nvmlDeviceGetMPSComputeRunningProcesses_v2 nvmlDeviceGetMPSComputeRunningProcesses_v3
+    nvmlDeviceGetProcessUtilization nvmlDeviceGetComputeMode
+    nvmlSystemEventSetCreate nvmlSystemEventSetFree nvmlSystemRegisterEvents nvmlSystemEventSetWait
+    nvmlDeviceValidateInforom nvmlDeviceGetInforomVersion nvmlDeviceGetInforomImageVersion
+    nvmlDeviceGetInforomConfigurationChecksum nvmlDeviceGetGspFirmwareVersion nvmlDeviceGetGspFirmwareMode
+    nvmlDeviceGetVirtualizationMode nvmlGpmQueryDeviceSupport nvmlGpmSampleAlloc nvmlGpmSampleFree nvmlGpmSampleGet
+    nvmlGpmMigSampleGet nvmlGpmMetricsGet
+}

@@ -1,0 +1,160 @@
+//! The state as it is now, and the gate that every call passes.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nvml_wrapper_sys::bindings::*;
+
+use crate::handle::Device;
+use crate::state::{Effect, Fault, Gpu, MigDevice, STATE_ENV, State};
+
+/// Successful `nvmlInit` calls less `nvmlShutdown` calls.
+pub(crate) static INITIALISED: AtomicU32 = AtomicU32::new(0);
+
+/// What tells one version of the file from the next: (device, inode, size, mtime).
+type Stamp = (u64, u64, u64, i64, i64);
+
+#[derive(Default)]
+struct Cache {
+    stamp: Option<Stamp>,
+    state: Option<Arc<State>>,
+    /// Calls that a fault with `after` has let through, by the fault.
+    passed: HashMap<String, u64>,
+}
+
+static CACHE: Mutex<Option<Cache>> = Mutex::new(None);
+
+pub(crate) fn path() -> Option<PathBuf> {
+    std::env::var_os(STATE_ENV).map(PathBuf::from)
+}
+
+fn with_cache<R>(f: impl FnOnce(&mut Cache) -> R) -> R {
+    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    f(cache.get_or_insert_default())
+}
+
+/// The state as the file has it now. A file that is gone or cannot be read leaves the last good one; without any, there is no driver.
+pub(crate) fn now() -> Result<Arc<State>, nvmlReturn_t> {
+    let path = path().ok_or(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)?;
+    with_cache(|cache| {
+        let stamp = std::fs::metadata(&path)
+            .ok()
+            .map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
+        if stamp.is_some() && stamp != cache.stamp {
+            match State::read(&path) {
+                Ok(state) => {
+                    cache
+                        .passed
+                        .retain(|key, _| state.faults.iter().any(|f| count_key(f) == *key));
+                    cache.state = Some(Arc::new(state));
+                }
+                Err(error) => eprintln!("fake NVML: {} is not a state file: {error}", path.display()),
+            }
+            cache.stamp = stamp;
+        }
+        cache.state.clone().ok_or(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)
+    })
+}
+
+fn applies(fault: &Fault, function: &str, gpu: Option<usize>) -> bool {
+    (fault.function == "*" || fault.function == function)
+        && fault.gpu.is_none_or(|wanted| gpu.is_some_and(|g| g == wanted as usize))
+}
+
+/// What the calls of a fault are counted under: forgotten when the fault leaves the file.
+fn count_key(fault: &Fault) -> String {
+    format!("{}/{:?}/{:?}", fault.function, fault.gpu, fault.after)
+}
+
+/// Whether the fault's `after` has been used up by earlier calls.
+fn is_due(fault: &Fault) -> bool {
+    let Some(after) = fault.after else { return true };
+    with_cache(|cache| {
+        let passed = cache.passed.entry(count_key(fault)).or_default();
+        *passed += 1;
+        *passed > after
+    })
+}
+
+/// The one gate: every exported function goes through here, first thing, and gets the state to answer from.
+pub(crate) fn gate(function: &str, gpu: Option<usize>) -> Result<Arc<State>, nvmlReturn_t> {
+    let state = now()?;
+    for fault in state.faults.iter().filter(|f| applies(f, function, gpu)) {
+        if !is_due(fault) {
+            continue;
+        }
+        match fault.effect {
+            Effect::Error(code) => return Err(code),
+            Effect::DelayMs(ms) => std::thread::sleep(Duration::from_millis(ms)),
+            Effect::Hang(true) => loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            },
+            Effect::Stall(true) => {
+                while now()?.faults.contains(fault) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            Effect::Hang(false) | Effect::Stall(false) => {}
+        }
+    }
+    Ok(state)
+}
+
+/// The gate of all calls that need an initialised library and a driver.
+pub(crate) fn gate_open(function: &str, gpu: Option<usize>) -> Result<Arc<State>, nvmlReturn_t> {
+    if INITIALISED.load(Ordering::SeqCst) == 0 {
+        return Err(nvmlReturn_enum_NVML_ERROR_UNINITIALIZED);
+    }
+    let state = gate(function, gpu)?;
+    if !state.driver.loaded {
+        return Err(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
+    }
+    Ok(state)
+}
+
+/// What a device handle stands for.
+pub(crate) struct View<'a> {
+    pub(crate) device: Device,
+    pub(crate) gpu: &'a Gpu,
+    pub(crate) mig: Option<&'a MigDevice>,
+}
+
+pub(crate) fn returned(result: Result<(), nvmlReturn_t>) -> nvmlReturn_t {
+    result.err().unwrap_or(nvmlReturn_enum_NVML_SUCCESS)
+}
+
+/// Runs `f` on the device behind a handle, past the gate.
+pub(crate) fn on_device(
+    function: &str,
+    handle: nvmlDevice_t,
+    f: impl FnOnce(View<'_>) -> Result<(), nvmlReturn_t>,
+) -> nvmlReturn_t {
+    let device = Device::from_ptr(handle);
+    let run = || {
+        let state = gate_open(function, device.map(|d| d.gpu))?;
+        let device = device.ok_or(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
+        let gpu = state
+            .gpus
+            .get(device.gpu)
+            .ok_or(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST)?;
+        let mig = match device.mig {
+            None => None,
+            Some(m) => Some(
+                gpu.mig_devices()
+                    .get(m)
+                    .ok_or(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?,
+            ),
+        };
+        f(View { device, gpu, mig })
+    };
+    returned(run())
+}
+
+/// Runs `f` on the state, past the gate.
+pub(crate) fn on_system(function: &str, f: impl FnOnce(&State) -> Result<(), nvmlReturn_t>) -> nvmlReturn_t {
+    returned(gate_open(function, None).and_then(|state| f(&state)))
+}
