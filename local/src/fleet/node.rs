@@ -167,9 +167,15 @@ impl Node {
     /// Where a hostPath of its pods is on this machine.
     pub fn host_path(&self, path: &str) -> PathBuf {
         let relative = Path::new(path).strip_prefix("/").unwrap_or(Path::new(path));
-        match relative.strip_prefix("sys") {
-            Ok(below) => self.sys().join(below),
-            Err(_) => self.root().join(relative),
+        let (base, below) = match relative.strip_prefix("sys") {
+            Ok(below) => (self.sys(), below),
+            Err(_) => (self.root(), relative),
+        };
+        // Joining nothing would leave a slash at the end.
+        if below.as_os_str().is_empty() {
+            base
+        } else {
+            base.join(below)
         }
     }
 
