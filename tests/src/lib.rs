@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A trial is an async function of the running [`Cluster`]; it fails by returning an error or by panicking. Trials run one after
-//! the other, in order, because they share nodes and objects: each cleans up what would disturb the next.
+//! the other, in order, because they share nodes and objects: each cleans up what would disturb the next, and needs none before it.
 
 mod fixture;
 
