@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 use crate::controlplane::ControlPlane;
@@ -54,6 +54,28 @@ pub enum Install {
     Nothing,
 }
 
+impl Install {
+    /// Our charts with these values, over what every cluster here needs: no GPU operator makes the RuntimeClass of GPU pods.
+    pub fn charts(values: Value) -> Self {
+        let mut all = serde_json::json!({"runtimeClass": {"create": true}});
+        merge(&mut all, values);
+        Self::Charts(all)
+    }
+}
+
+/// As Helm merges values: objects key by key, anything else is replaced; null (from an empty file) changes nothing.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (_, Value::Null) => {}
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
 impl Options {
     /// The charts on a fleet, with their default values but for the RuntimeClass: nothing here installs NVIDIA's container toolkit,
     /// which brings it on real clusters, and without it no GPU pod is admitted.
@@ -61,7 +83,7 @@ impl Options {
         Self {
             fleet,
             namespace: NAMESPACE.to_owned(),
-            install: Install::Charts(json!({"runtimeClass": {"create": true}})),
+            install: Install::charts(Value::Null),
             release: false,
             progress: Progress::silent(),
         }
@@ -245,9 +267,21 @@ impl Cluster {
         Ok(node)
     }
 
-    /// Takes a machine out of the running cluster.
+    /// Takes a machine out of the running cluster, with everything that runs on it.
     pub async fn remove_node(&self, name: &str) -> Result<()> {
-        self.nodes.remove(name).await
+        self.nodes.remove(name).await?;
+        // The machine is gone, and nobody is left to end its pods in good order.
+        let bound = format!("spec.nodeName={name}");
+        let args = [
+            "delete",
+            "pods",
+            "--all-namespaces",
+            "--field-selector",
+            &bound,
+            "--force",
+            "--wait=false",
+        ];
+        self.kubectl(&args).await.map(drop)
     }
 
     /// The process of a running container in the installation's namespace; signal it, or wait for its end.

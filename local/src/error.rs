@@ -2,19 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why a step on this machine failed.
+/// Why a step on this machine failed. The text of each is complete: causes are in it, not behind it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file, folder or socket operation.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     File {
         /// Verb: `read`, `write`, `create` …
         action: &'static str,
         /// What it was done to.
         path: PathBuf,
         /// Why it failed.
-        #[source]
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A program that must be installed is not.
     #[error("{program} is needed and was not found on PATH: {hint}")]
@@ -100,13 +99,12 @@ pub enum Error {
         last: u16,
     },
     /// A certificate could not be made.
-    #[error("cannot make the certificate of {subject}: {source}")]
+    #[error("cannot make the certificate of {subject}: {cause}")]
     Certificate {
         /// Whose.
         subject: String,
         /// Why.
-        #[source]
-        source: rcgen::Error,
+        cause: rcgen::Error,
     },
     /// A fleet file says something that cannot be.
     #[error("fleet {}: {reason}", path.display())]
@@ -130,13 +128,12 @@ pub enum Error {
         container: String,
     },
     /// A request to the API server failed.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {cause}")]
     Kube {
         /// What was tried, with the object's name.
         action: String,
         /// Why it failed.
-        #[source]
-        source: Box<kube::Error>,
+        cause: Box<kube::Error>,
     },
     /// The kubeconfig that we wrote does not work.
     #[error("kubeconfig {}: {reason}", path.display())]
@@ -171,15 +168,15 @@ impl Error {
     /// For `map_err` after a file operation.
     pub fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::File { action, path, source }
+        move |cause| Self::File { action, path, cause }
     }
 
     /// For `map_err` after a request to the API server.
     pub fn kube(action: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let action = action.into();
-        move |source| Self::Kube {
+        move |cause| Self::Kube {
             action,
-            source: Box::new(source),
+            cause: Box::new(cause),
         }
     }
 

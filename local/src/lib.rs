@@ -35,5 +35,6 @@ pub use state::StateFolder;
 
 /// The checkout that this was built from.
 pub fn checkout() -> &'static std::path::Path {
-    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    folder.parent().unwrap_or(folder)
 }

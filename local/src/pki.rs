@@ -141,5 +141,5 @@ fn key(subject: &str) -> Result<KeyPair> {
 
 fn failed(subject: &str) -> impl FnOnce(rcgen::Error) -> Error {
     let subject = subject.to_owned();
-    move |source| Error::Certificate { subject, source }
+    move |cause| Error::Certificate { subject, cause }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -205,7 +205,7 @@ impl Processes {
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|e| Error::File {
             action: "watch",
             path: launch.program.clone(),
-            source: e.into(),
+            cause: e.into(),
         })?;
         let identity = Identity::of(pid);
         if let Some(identity) = identity.clone() {
@@ -228,6 +228,8 @@ impl Processes {
                 },
                 Err(_) => Exit::Code(-1),
             };
+            // With a container's first process, all that it has started ends.
+            let _ = kill_process_group(raw, Signal::KILL);
             if let Err(error) = processes.record(pid, None) {
                 tracing::warn!(%error, "cannot update the list of processes");
             }
@@ -440,8 +442,10 @@ mod tests {
     async fn a_crashed_run_is_swept_with_its_grandchildren() {
         let state = state("sweep");
         let processes = Processes::new(&state);
-        // The middle process ends at once; what it started carries only the marker.
-        let middle = processes.spawn(&launch(&state, "sleep 300 & exit 0")).unwrap();
+        // The middle process ends at once; what it started has left its group and carries only the marker.
+        let middle = processes
+            .spawn(&launch(&state, "setsid sleep 300 & sleep 0.2; exit 0"))
+            .unwrap();
         let stubborn = processes
             .spawn(&launch(&state, "trap '' TERM; while :; do sleep 1; done"))
             .unwrap();

@@ -1,6 +1,7 @@
 //! Says which step is under way, how long it takes, and what was there already.
 
 use std::fmt;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +35,8 @@ impl Progress {
 
     /// Lines go to stdout.
     pub fn stdout(total: usize) -> Self {
-        Self::new(total, |line| println!("{line}"))
+        // Nobody reading any more is no reason to stop.
+        Self::new(total, |line| drop(writeln!(std::io::stdout(), "{line}")))
     }
 
     /// Lines go nowhere.

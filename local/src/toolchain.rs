@@ -266,16 +266,16 @@ async fn run(command: &mut Command, name: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    let child = command.spawn().map_err(|source| Error::File {
+    let child = command.spawn().map_err(|cause| Error::File {
         action: "start",
         path: name.into(),
-        source,
+        cause,
     })?;
     let _group = Group(child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)));
-    let output = child.wait_with_output().await.map_err(|source| Error::File {
+    let output = child.wait_with_output().await.map_err(|cause| Error::File {
         action: "run",
         path: name.into(),
-        source,
+        cause,
     })?;
     if output.status.success() {
         return Ok(());
@@ -301,6 +301,29 @@ impl Drop for Group {
     }
 }
 
+/// Cargo, as if called from a shell.
+///
+/// Under `cargo run` and `cargo test` there are variables that describe the running package. Build scripts that watch them would
+/// find them changed, and half of the dependencies would be built again, here and at the next call from the shell.
+pub fn cargo() -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let own = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CARGO_PRIMARY_",
+        "CARGO_TARGET_TMPDIR",
+        "OUT_DIR",
+    ];
+    for (name, _) in std::env::vars_os() {
+        if own.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Our own programs.
 #[derive(Debug, Clone)]
 pub struct Programs {
@@ -322,7 +345,7 @@ impl Programs {
             return Ok(Self { folder: folder.into() });
         }
         let step = progress.begin(NAME, "cargo build");
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = Command::from(cargo());
         command.current_dir(crate::checkout()).arg("build");
         for package in PACKAGES {
             command.args(["-p", package]);
@@ -343,15 +366,15 @@ impl Programs {
 }
 
 async fn target_folder() -> Result<PathBuf> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = Command::from(cargo())
         .current_dir(crate::checkout())
         .args(["metadata", "--no-deps", "--format-version=1", "--offline"])
         .output()
         .await
-        .map_err(|source| Error::File {
+        .map_err(|cause| Error::File {
             action: "run",
             path: "cargo metadata".into(),
-            source,
+            cause,
         })?;
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).map_err(Error::malformed("output of cargo metadata"))?;

@@ -211,13 +211,18 @@ spec:
       sources: [{serviceAccountToken: {audience: somebody, expirationSeconds: 3600, path: token}}]
 "#;
 
-async fn our_own_pods_are_processes(cluster: Arc<Cluster>) -> Outcome {
+/// Makes the pod, unless it is there, and waits until its shell has written what it sees.
+async fn own_pod(cluster: &Arc<Cluster>) -> anyhow::Result<std::path::PathBuf> {
     let program = std::env::current_exe()?.display().to_string();
     cluster.apply(&OWN.replace("THIS_PROGRAM", &program)).await?;
     let shared = wait_for("the pod's shared folder", SOON, || async {
-        find(&cluster, "shared/service").ok_or_else(|| "nothing".to_owned())
-    })
-    .await?;
+        find(cluster, "shared/service").ok_or_else(|| "nothing".to_owned())
+    });
+    Ok(shared.await?)
+}
+
+async fn our_own_pods_are_processes(cluster: Arc<Cluster>) -> Outcome {
+    let shared = own_pod(&cluster).await?;
     let folder = shared.parent().context("shared")?.to_path_buf();
     let read = |name: &str| {
         std::fs::read_to_string(folder.join(name))
@@ -349,6 +354,7 @@ async fn our_own_pods_are_processes(cluster: Arc<Cluster>) -> Outcome {
 }
 
 async fn a_deleted_pod_ends(cluster: Arc<Cluster>) -> Outcome {
+    own_pod(&cluster).await?;
     let shell = cluster.process_in("own", "own", "shell")?;
     cluster
         .kubectl(&["delete", "pod", "own", "-n", "own", "--timeout=30s"])
@@ -363,6 +369,9 @@ async fn a_deleted_pod_ends(cluster: Arc<Cluster>) -> Outcome {
 }
 
 async fn a_job_completes(cluster: Arc<Cluster>) -> Outcome {
+    cluster
+        .apply("{apiVersion: v1, kind: Namespace, metadata: {name: own}}")
+        .await?;
     cluster
         .apply(
             r#"{apiVersion: batch/v1, kind: Job, metadata: {name: work, namespace: own}, spec: {backoffLimit: 0,

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A trial is an async function of the running [`Cluster`]; it fails by returning an error or by panicking. Trials run one after
-//! the other, in order, because they share nodes and objects: each cleans up what would disturb the next.
+//! the other, in order, because they share nodes and objects: each cleans up what would disturb the next, and needs none before it.
 
 mod fixture;
 
@@ -54,9 +54,9 @@ impl Suite {
         self
     }
 
-    /// Values of the chart.
+    /// Values of the chart, over those that every cluster on one machine has.
     pub fn values(mut self, values: serde_json::Value) -> Self {
-        self.options.install = Install::Charts(values);
+        self.options.install = Install::charts(values);
         self
     }
 

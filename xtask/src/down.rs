@@ -22,20 +22,20 @@ pub struct Args {
 /// Ends the cluster of a state folder.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Ok(state) = std::fs::canonicalize(&args.state) else {
-        println!("nothing is running: there is no {}", args.state.display());
+        say!("nothing is running: there is no {}", args.state.display());
         return Ok(());
     };
     let owner = state::held_by(&state);
     if let Some(owner) = &owner {
-        println!("ending the cluster of process {}", owner.pid);
+        say!("ending the cluster of process {}", owner.pid);
         status::end(owner, PATIENCE);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let left = runtime.block_on(process::sweep(&state))?;
     match (owner, left.len()) {
-        (None, 0) => println!("nothing is running"),
-        (None, n) => println!("ended {n} processes of an earlier run"),
-        (Some(_), _) => println!("ended; nothing is left running"),
+        (None, 0) => say!("nothing is running"),
+        (None, n) => say!("ended {n} processes of an earlier run"),
+        (Some(_), _) => say!("ended; nothing is left running"),
     }
     Ok(())
 }

@@ -1,11 +1,20 @@
 //! `cargo xtask`: what is done with this checkout, by people and by CI.
 //!
-//! - `up`, `down`: a whole cluster on this machine
+//! - `up`, `driver`, `down`: a whole cluster on this machine
 //! - `test`: everything that must hold before a change is merged
 //! - `gen`: files that are made from the code
 //! - `bench`: measurements
 
+/// A line for people. Nobody reading any more (`| head`) is no reason to stop, least of all before a cluster was ended.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod down;
+mod driver;
 mod r#gen;
 mod show;
 mod status;
@@ -27,6 +36,8 @@ struct Args {
 enum Command {
     /// Start a whole cluster on this machine, and show what Berth does in it.
     Up(up::Args),
+    /// Install or remove the driver of a simulated node, and watch its labels follow.
+    Driver(driver::Args),
     /// End the cluster that `up` has started.
     Down(down::Args),
     /// Check generated files, format and lints, then run every test.
@@ -60,6 +71,7 @@ fn main() -> ExitCode {
         .init();
     let result = match Args::parse().command {
         Command::Up(args) => up::run(args),
+        Command::Driver(args) => driver::run(&args),
         Command::Down(args) => down::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Gen { check } => r#gen::run(check),

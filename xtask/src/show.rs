@@ -51,10 +51,10 @@ pub async fn example(cluster: &Cluster, progress: &Progress) -> anyhow::Result<(
 }
 
 async fn section(cluster: &Cluster, title: &str, args: &[&str]) {
-    println!("\n── {title}: kubectl {}", args.join(" "));
+    say!("\n── {title}: kubectl {}", args.join(" "));
     match cluster.kubectl(args).await {
-        Ok(text) => print!("{text}"),
-        Err(error) => println!("{error}"),
+        Ok(text) => say!("{}", text.trim_end()),
+        Err(error) => say!("{error}"),
     }
 }
 
@@ -106,7 +106,7 @@ async fn model_ready(cluster: &Cluster, file: &str) -> berth_local::Result<Strin
 
 /// Which node each managed replica got, and why.
 async fn placements(cluster: &Cluster) -> anyhow::Result<()> {
-    println!("\n── placement");
+    say!("\n── placement");
     let api: Api<Pod> = Api::all(cluster.client());
     let mut none = true;
     for pod in api.list(&ListParams::default()).await? {
@@ -120,10 +120,10 @@ async fn placements(cluster: &Cluster) -> anyhow::Result<()> {
             .as_ref()
             .and_then(|s| s.node_name.as_deref())
             .unwrap_or("(not bound yet)");
-        println!("{} → {node}\n    {why}", meta.name.as_deref().unwrap_or_default());
+        say!("{} → {node}\n    {why}", meta.name.as_deref().unwrap_or_default());
     }
     if none {
-        println!("no pod was placed");
+        say!("no pod was placed");
     }
     Ok(())
 }
@@ -137,6 +137,7 @@ pub fn hints(kubeconfig: &Path, tools: Option<&Path>) -> String {
 export KUBECONFIG={}{path}
 kubectl get nodes -L {COLUMNS}
 kubectl get nodes h100-0 --show-labels
+cargo xtask driver nodriver-0 present
 kubectl get aideployments,autonodelabelers --all-namespaces
 kubectl get pods --all-namespaces -o wide
 kubectl get events --all-namespaces --sort-by=.lastTimestamp

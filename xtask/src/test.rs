@@ -1,13 +1,13 @@
 //! `cargo xtask test`: everything that must hold before a change is merged; the first failure ends it.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use berth_local::toolchain;
 
 /// Variable that tells behaviour tests where our programs are; see `berth_local::toolchain::BUILT`.
-const PROGRAMS: &str = berth_local::toolchain::BUILT;
+const PROGRAMS: &str = toolchain::BUILT;
 
 /// Arguments of `test`.
 #[derive(Debug, clap::Args)]
@@ -35,22 +35,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     step("behaviour tests", || {
         cargo(&["test", "--workspace", "--test", "*"], &filter)
     })?;
-    println!("\nall passed in {} s", started.elapsed().as_secs());
+    say!("\nall passed in {} s", started.elapsed().as_secs());
     Ok(())
 }
 
 fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    println!("\n══ {name}");
+    say!("\n══ {name}");
     let started = Instant::now();
     let result = work();
     let word = if result.is_ok() { "ok" } else { "FAILED" };
-    println!("══ {name}: {word} ({:.1} s)", started.elapsed().as_secs_f32());
+    say!("══ {name}: {word} ({:.1} s)", started.elapsed().as_secs_f32());
     result.with_context(|| format!("{name} failed"))
 }
 
 fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = toolchain::cargo();
     command
         .current_dir(berth_local::checkout())
         .args(args)

@@ -54,7 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             serde_saphyr::from_str(&text).with_context(|| format!("values {}", path.display()))?
         }
-        None => serde_json::json!({}),
+        None => serde_json::Value::Null,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if args.supervised {
@@ -67,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return runtime.block_on(detach(&args));
     }
     let options = Options {
-        install: Install::Charts(values),
+        install: Install::charts(values),
         release: args.release,
         progress: Progress::stdout(STEPS + show::STEPS),
         ..Options::new(fleet)
@@ -90,8 +90,8 @@ async fn is_running(state: &Path) -> anyhow::Result<bool> {
             state.display()
         ),
         Phase::Ready if controlplane::is_healthy(&state.join("kubeconfig")).await => {
-            println!("a cluster is running already (process {})\n", owner.pid);
-            println!("{}", show::hints(&state.join("kubeconfig"), status.tools.as_deref()));
+            say!("a cluster is running already (process {})\n", owner.pid);
+            say!("{}", show::hints(&state.join("kubeconfig"), status.tools.as_deref()));
             Ok(true)
         }
         Phase::Ready => takeover(&owner).await,
@@ -99,7 +99,7 @@ async fn is_running(state: &Path) -> anyhow::Result<bool> {
 }
 
 async fn takeover(owner: &Identity) -> anyhow::Result<bool> {
-    println!("an earlier run (process {}) no longer works; ending it", owner.pid);
+    say!("an earlier run (process {}) no longer works; ending it", owner.pid);
     let owner = owner.clone();
     tokio::task::spawn_blocking(move || status::end(&owner, Duration::from_secs(10))).await?;
     Ok(false)
@@ -115,7 +115,7 @@ async fn serve(state: &Path, options: Options) -> anyhow::Result<()> {
     let cluster = tokio::select! {
         cluster = Cluster::start(folder, options) => cluster?,
         name = signals.next() => {
-            println!("\n{name}: ending what was started");
+            say!("\n{name}: ending what was started");
             process::sweep(&path).await?;
             bail!("interrupted");
         }
@@ -123,17 +123,17 @@ async fn serve(state: &Path, options: Options) -> anyhow::Result<()> {
     let outcome = tokio::select! {
         outcome = present(&cluster, &progress) => match outcome {
             Ok(()) => tokio::select! {
-                name = signals.next() => { println!("\n{name}: ending the cluster"); Ok(()) }
+                name = signals.next() => { say!("\n{name}: ending the cluster"); Ok(()) }
                 error = cluster.failed() => Err(error.into()),
             },
             Err(error) => Err(error),
         },
-        name = signals.next() => { println!("\n{name}: ending the cluster"); Ok(()) }
+        name = signals.next() => { say!("\n{name}: ending the cluster"); Ok(()) }
         error = cluster.failed() => Err(error.into()),
     };
     cluster.stop().await?;
     if outcome.is_ok() {
-        println!("ended; nothing is left running");
+        say!("ended; nothing is left running");
     }
     outcome
 }
@@ -141,9 +141,9 @@ async fn serve(state: &Path, options: Options) -> anyhow::Result<()> {
 async fn present(cluster: &Cluster, progress: &Progress) -> anyhow::Result<()> {
     show::example(cluster, progress).await?;
     let tools = cluster.tool(Tool::Kubectl).parent().map(Path::to_path_buf);
-    println!("\n{}", show::hints(cluster.kubeconfig(), tools.as_deref()));
-    println!("Ctrl-C or `cargo xtask down` ends the cluster.");
-    std::io::stdout().flush()?;
+    say!("\n{}", show::hints(cluster.kubeconfig(), tools.as_deref()));
+    say!("Ctrl-C or `cargo xtask down` ends the cluster.");
+    let _ = std::io::stdout().flush();
     Status::write(cluster.state(), Phase::Ready, tools)
 }
 
@@ -193,10 +193,11 @@ async fn detach(args: &Args) -> anyhow::Result<()> {
     let id = child.id().and_then(Identity::of);
     let mut signals = Signals::new()?;
     let mut pass_on = || -> anyhow::Result<()> {
-        let mut text = String::new();
-        follow.read_to_string(&mut text)?;
-        print!("{text}");
-        std::io::stdout().flush().map_err(Into::into)
+        let mut text = Vec::new();
+        follow.read_to_end(&mut text)?;
+        let mut out = std::io::stdout();
+        let _ = out.write_all(&text).and_then(|()| out.flush());
+        Ok(())
     };
     loop {
         // Asked before the log is read: what was written before it became ready is then shown as well.
@@ -204,7 +205,7 @@ async fn detach(args: &Args) -> anyhow::Result<()> {
         let ended = child.try_wait()?;
         pass_on()?;
         if ready {
-            println!(
+            say!(
                 "running in the background (process {}); log: {}",
                 child.id().unwrap_or(0),
                 path.display()
@@ -217,7 +218,7 @@ async fn detach(args: &Args) -> anyhow::Result<()> {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
             name = signals.next() => {
-                println!("\n{name}: ending what was started");
+                say!("\n{name}: ending what was started");
                 if let Some(id) = id {
                     tokio::task::spawn_blocking(move || status::end(&id, Duration::from_secs(15))).await?;
                 }

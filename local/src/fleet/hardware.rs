@@ -87,6 +87,13 @@ impl NvmlState {
         Ok(this)
     }
 
+    /// One that is there.
+    pub fn open(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1 as core;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::hardware::NvmlState;
@@ -25,6 +26,16 @@ use crate::files;
 pub const KWOK_ANNOTATION: &str = "kwok.x-k8s.io/node";
 /// Its value.
 pub const KWOK_ANNOTATION_VALUE: &str = "fake";
+
+/// What [`Node::open`] needs.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    spec: NodeSpec,
+    library: PathBuf,
+}
+
+/// File of [`Saved`] in a machine's folder.
+const SAVED: &str = "machine.json";
 
 /// The machines of a running cluster.
 #[derive(Clone)]
@@ -49,7 +60,15 @@ impl Nodes {
     /// Adds a machine to the cluster; its GPUs are advertised when this returns.
     pub async fn add(&self, spec: NodeSpec) -> Result<Node> {
         let folder = self.folder.join(&spec.name);
+        files::remove(&folder)?;
         files::folder(&folder.join("root"))?;
+        let saved = Saved {
+            spec,
+            library: self.library.clone(),
+        };
+        let json = serde_json::to_vec_pretty(&saved).map_err(Error::malformed(SAVED))?;
+        files::write(&folder.join(SAVED), &json, 0o600)?;
+        let spec = saved.spec;
         let present = spec.driver == Driver::Present;
         sysfs::create(&folder.join("sys"), &spec, present)?;
         let nvml = NvmlState::create(&folder.join("nvml.json"), &spec, present)?;
@@ -106,6 +125,20 @@ pub struct Node {
 }
 
 impl Node {
+    /// A machine of a cluster that another process runs, by the cluster's state folder.
+    pub fn open(state: &Path, name: &str, client: Client) -> Result<Self> {
+        let folder = state.join("nodes").join(name);
+        let json = std::fs::read(folder.join(SAVED)).map_err(|_| Error::NoNode(name.to_owned()))?;
+        let saved: Saved = serde_json::from_slice(&json).map_err(Error::malformed(SAVED))?;
+        Ok(Self {
+            spec: Arc::new(saved.spec),
+            nvml: NvmlState::open(&folder.join("nvml.json")),
+            folder,
+            library: saved.library,
+            api: Api::all(client),
+        })
+    }
+
     /// What the fleet says of it.
     pub fn spec(&self) -> &NodeSpec {
         &self.spec
@@ -134,9 +167,15 @@ impl Node {
     /// Where a hostPath of its pods is on this machine.
     pub fn host_path(&self, path: &str) -> PathBuf {
         let relative = Path::new(path).strip_prefix("/").unwrap_or(Path::new(path));
-        match relative.strip_prefix("sys") {
-            Ok(below) => self.sys().join(below),
-            Err(_) => self.root().join(relative),
+        let (base, below) = match relative.strip_prefix("sys") {
+            Ok(below) => (self.sys(), below),
+            Err(_) => (self.root(), relative),
+        };
+        // Joining nothing would leave a slash at the end.
+        if below.as_os_str().is_empty() {
+            base
+        } else {
+            base.join(below)
         }
     }
 
