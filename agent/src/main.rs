@@ -21,7 +21,6 @@ mod probe;
 mod ring;
 mod session;
 mod sysfs;
-mod tracker;
 
 use std::sync::Arc;
 

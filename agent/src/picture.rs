@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{GpuSample, NodeFacts};
-use berth_core::health::{GpuHealth, NodeHealth};
+use berth_core::health::{GpuHealth, NodeHealth, Tracker};
 use tokio::sync::watch;
 
 use crate::facts::Facts;
 use crate::ring::Ring;
-use crate::tracker::Tracker;
 
 /// Counts of changes: what a session has sent is compared with these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
