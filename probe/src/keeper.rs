@@ -151,7 +151,7 @@ impl Keeper {
     fn pause(&self) -> Duration {
         match self.status.state {
             NvmlState::Ready | NvmlState::Released => pace::IDLE,
-            NvmlState::Hung => pace::IDLE.min(self.call_timeout),
+            NvmlState::Hung => pace::HUNG.min(self.call_timeout),
             NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable => pace::LOOK,
             NvmlState::NoDriver | NvmlState::VersionMismatch | NvmlState::Error => {
                 let until_try = self.try_at.saturating_duration_since(Instant::now());
@@ -280,7 +280,7 @@ impl Keeper {
             match Worker::start(self.next_id, self.back.clone()) {
                 Ok(worker) => self.worker = Some(worker),
                 Err(error) => {
-                    self.try_at = Instant::now() + pace::IDLE;
+                    self.try_at = Instant::now() + pace::HUNG;
                     return self.set(NvmlState::Error, format!("no thread for NVML: {error}"));
                 }
             }

@@ -6,8 +6,10 @@ use std::time::Duration;
 pub const MAX_STUCK: usize = 2;
 /// Look at the file system for a driver this often. With the try itself, labels follow a new driver within half a second.
 pub const LOOK: Duration = Duration::from_millis(200);
-/// While NVML answers, or is hung, only the watcher thread needs looking after.
-pub const IDLE: Duration = Duration::from_secs(1);
+/// While NVML answers or is let go of, nothing is to be done but what is asked; this only clears away threads that have ended.
+pub const IDLE: Duration = Duration::from_secs(60);
+/// While NVML is hung, look this often whether the next try is due.
+pub const HUNG: Duration = Duration::from_secs(1);
 
 /// Not a busy loop, whatever the times above come to.
 pub const SHORTEST_PAUSE: Duration = Duration::from_millis(20);

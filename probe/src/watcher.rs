@@ -20,7 +20,7 @@ use crate::session::{Session, raw};
 use crate::worker::{CallClock, STACK};
 
 /// One wait. An event ends it at once; without any it bounds how long giving up the driver takes.
-pub const WAIT: Duration = Duration::from_millis(500);
+pub const WAIT: Duration = Duration::from_secs(1);
 
 const XID: u64 = nvmlEventTypeXidCriticalError as u64;
 const DOUBLE_BIT: u64 = nvmlEventTypeDoubleBitEccError as u64;

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use nvml_wrapper_sys::bindings::*;
 
@@ -20,6 +20,7 @@ type Stamp = (u64, u64, u64, i64, i64);
 
 #[derive(Default)]
 struct Cache {
+    looked: Option<Instant>,
     stamp: Option<Stamp>,
     state: Option<Arc<State>>,
     /// Calls that a fault with `after` has let through, by the fault.
@@ -28,8 +29,14 @@ struct Cache {
 
 static CACHE: Mutex<Option<Cache>> = Mutex::new(None);
 
-pub(crate) fn path() -> Option<PathBuf> {
-    std::env::var_os(STATE_ENV).map(PathBuf::from)
+/// Far below the time it takes to write a state and ask for it; saves a system call on most calls of a batch.
+const LOOK_AGAIN: Duration = Duration::from_micros(100);
+
+/// The state file. The environment is read once.
+pub(crate) fn path() -> Option<&'static Path> {
+    static PATH: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PATH.get_or_init(|| std::env::var_os(STATE_ENV).map(PathBuf::from))
+        .as_deref()
 }
 
 fn with_cache<R>(f: impl FnOnce(&mut Cache) -> R) -> R {
@@ -37,15 +44,25 @@ fn with_cache<R>(f: impl FnOnce(&mut Cache) -> R) -> R {
     f(cache.get_or_insert_default())
 }
 
+/// Makes the next call look at the file however short ago the last one did: for those who know that it changed.
+pub(crate) fn look_again() {
+    with_cache(|cache| cache.looked = None);
+}
+
 /// The state as the file has it now. A file that is gone or cannot be read leaves the last good one; without any, there is no driver.
 pub(crate) fn now() -> Result<Arc<State>, nvmlReturn_t> {
     let path = path().ok_or(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED)?;
     with_cache(|cache| {
-        let stamp = std::fs::metadata(&path)
+        let fresh = cache.looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN);
+        if let (true, Some(state)) = (fresh, &cache.state) {
+            return Ok(Arc::clone(state));
+        }
+        cache.looked = Some(Instant::now());
+        let stamp = std::fs::metadata(path)
             .ok()
             .map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
         if stamp.is_some() && stamp != cache.stamp {
-            match State::read(&path) {
+            match State::read(path) {
                 Ok(state) => {
                     cache
                         .passed

@@ -14,7 +14,7 @@ use nvml_wrapper_sys::bindings::*;
 
 use super::{Answer, INVALID, put};
 use crate::handle::Device;
-use crate::live::{gate_open, on_device, on_system, path, returned};
+use crate::live::{gate_open, look_again, on_device, on_system, path, returned};
 use crate::state::{EventKind, State};
 
 const TIMEOUT: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_TIMEOUT;
@@ -87,7 +87,7 @@ pub extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
     on_system("nvmlEventSetCreate", |_| {
         let key = NEXT.fetch_add(1, Ordering::SeqCst);
         put(set, std::ptr::without_provenance_mut(key))?;
-        let changes = path().and_then(|p| watch_folder(&p));
+        let changes = path().and_then(watch_folder);
         lock(&SETS).insert(
             key,
             Arc::new(Set {
@@ -164,6 +164,7 @@ fn wait(function: &str, set: nvmlEventSet_t, data: *mut nvmlEventData_t, timeout
             return Err(TIMEOUT);
         }
         sleep_until_change(set.changes.as_ref(), left);
+        look_again();
     }
 }
 
