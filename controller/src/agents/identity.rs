@@ -1,6 +1,6 @@
 //! Who calls: the projected token in the call's metadata, reviewed by the API server. The node is the token's claim and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,9 @@ pub struct Identifier {
     expected: Expected,
     turns: Semaphore,
     cache: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
+    /// UIDs of pods that spoke to us and are gone, with the moment: the API server itself accepts a token for some seconds after its
+    /// pod was deleted.
+    gone: Mutex<HashMap<String, Instant>>,
 }
 
 impl Identifier {
@@ -116,6 +119,7 @@ impl Identifier {
             expected,
             turns: Semaphore::new(REVIEWS),
             cache: Mutex::default(),
+            gone: Mutex::default(),
         }
     }
 
@@ -138,8 +142,24 @@ impl Identifier {
             .unwrap_or_else(|_| Err(format!("no answer within {REVIEW_DEADLINE:?}")))
             .map_err(|problem| Refusal::ReviewUnavailable { problem })?;
         let identity = judge(status, Claims::of(token).as_ref(), &self.expected, Timestamp::now())?;
+        if self.gone.lock().contains_key(&identity.pod_uid) {
+            return Err(Refusal::PodGone);
+        }
         self.remember(hash, identity.clone());
         Ok(identity)
+    }
+
+    /// Tokens of these pods are no longer good, whatever the API server still says of them.
+    pub fn pods_gone(&self, uids: &BTreeSet<String>) {
+        let mut gone = self.gone.lock();
+        gone.retain(|_, since| since.elapsed() < CACHED_FOR);
+        let known = |identity: &Identity| uids.contains(&identity.pod_uid);
+        self.cache.lock().retain(|_, (identity, _)| {
+            if known(identity) {
+                gone.insert(identity.pod_uid.clone(), Instant::now());
+            }
+            !known(identity)
+        });
     }
 
     fn cached(&self, hash: &[u8; 32]) -> Option<Identity> {
@@ -503,6 +523,14 @@ pub mod tests {
         }
         let reviewer = Arc::new(Counting(0.into(), good()));
         let identifier = Identifier::new(reviewer, expected());
+        let token = token(&json!({"exp": exp}));
+        assert!(identifier.identify(&token).await.is_ok());
+        identifier.pods_gone(&["another".to_owned(), "pu".to_owned()].into());
+        assert_eq!(
+            identifier.identify(&token).await,
+            Err(Refusal::PodGone),
+            "although the reviewer still accepts it"
+        );
         let long = identifier.identify(&"x".repeat(20_000)).await;
         assert_eq!(long, Err(Refusal::TokenTooLong { bytes: 20_000 }));
     }

@@ -1,5 +1,6 @@
 //! The gRPC service: admits a call, then carries its conversation into the picture.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,6 +52,12 @@ impl Link {
             sample_interval_ms,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// These pods are gone: their sessions end, and their tokens open no others.
+    pub fn end_pods(&self, gone: &BTreeSet<String>) {
+        self.identifier.pods_gone(gone);
+        self.sessions.end_pods(gone);
     }
 
     async fn admit(&self, authorization: Option<&str>) -> Result<Identity, Refusal> {

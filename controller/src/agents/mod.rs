@@ -66,7 +66,7 @@ async fn end_with_pods(link: &Link) -> Infallible {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
-            gone = link.cluster.gone_pods.next_batch(GATHER) => link.sessions.end_pods(&gone),
+            gone = link.cluster.gone_pods.next_batch(GATHER) => link.end_pods(&gone),
             _ = sweep.tick() => {
                 let known: Option<BTreeSet<String>> = {
                     let picture = link.cluster.read();
