@@ -48,7 +48,8 @@ const fn row(
 }
 
 const PREMLABS: &str = "premlabs.io";
-const CHILD: &[&str] = &["list", "watch", "get", "create", "patch", "delete"];
+/// Children go with their owner; only one that is no longer wanted has to be deleted. Applying a new object asks for both of the last.
+const CHILD: &[&str] = &["list", "watch", "get", "create", "patch"];
 
 /// Everything that the controller does on the Kubernetes API.
 pub const ACCESS: &[Access] = &[
@@ -92,28 +93,28 @@ pub const ACCESS: &[Access] = &[
         Scope::Cluster,
         "networking.k8s.io",
         "ingresses",
-        CHILD,
+        &["list", "watch", "get", "create", "patch", "delete"],
         "Children of AIDeployments with endpoints.",
     ),
     row(
         Scope::Cluster,
         "node.k8s.io",
         "runtimeclasses",
-        &["list", "watch", "get"],
+        &["list", "watch"],
         "Say that the RuntimeClass of GPU pods is missing instead of failing on it.",
     ),
     row(
         Scope::Cluster,
         PREMLABS,
         "aideployments",
-        &["list", "watch", "get"],
+        &["list", "watch"],
         "Serve the kind.",
     ),
     row(
         Scope::Cluster,
         PREMLABS,
         "aideployments/status",
-        &["get", "patch"],
+        &["patch"],
         "Report on it.",
     ),
     Access {
@@ -130,14 +131,14 @@ pub const ACCESS: &[Access] = &[
         Scope::Cluster,
         PREMLABS,
         "autonodelabelers",
-        &["list", "watch", "get"],
+        &["list", "watch"],
         "Serve the kind.",
     ),
     row(
         Scope::Cluster,
         PREMLABS,
         "autonodelabelers/status",
-        &["get", "patch"],
+        &["patch"],
         "Report on it.",
     ),
     row(
@@ -179,7 +180,7 @@ pub const ACCESS: &[Access] = &[
         Scope::OwnObject("berth-trust"),
         "",
         "secrets",
-        &["get", "update", "patch"],
+        &["get", "patch"],
         "Read and rotate CA and certificate.",
     ),
     row(
@@ -193,7 +194,7 @@ pub const ACCESS: &[Access] = &[
         Scope::OwnObject("berth-ca"),
         "",
         "configmaps",
-        &["get", "update", "patch"],
+        &["get", "patch"],
         "Publish the CA, old and new, to the agents.",
     ),
 ];

@@ -116,8 +116,14 @@ async fn lost_gpu(f: Fixture) -> anyhow::Result<()> {
         message.contains("t4-0") && message.contains("GPU-"),
         "names the GPU: {message}"
     );
+    // Neither the end of the symptom nor a new probe proves anything; a driver that was reloaded does, after a while without a fault.
     f.set_faults("t4-0", vec![])?;
     f.kill_probe("t4-0").await?;
+    expect_nvml(&f, "t4-0", "Ready", Duration::from_secs(60)).await?;
+    f.expect_condition(&ns, "lost", "Placed", ("False", "NoFit")).await?;
+    f.cluster.node("t4-0")?.set_driver(false).await?;
+    expect_nvml(&f, "t4-0", "NoLibrary", Duration::from_secs(20)).await?;
+    f.cluster.node("t4-0")?.set_driver(true).await?;
     f.expect_condition(&ns, "lost", "Placed", ("True", "AllPlaced")).await?;
     f.delete_namespace(&ns).await
 }

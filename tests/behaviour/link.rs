@@ -277,10 +277,8 @@ async fn own_node_only(f: Fixture) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    ensure!(
-        nodes.get("h100-0").await?.metadata.labels == before,
-        "another node changed"
-    );
+    let after = nodes.get("h100-0").await?.metadata.labels.unwrap_or_default();
+    ensure!(after == before, "another node changed: {before:?} to {after:?}");
     // A second session of the same node wins over the first.
     let second = Session::open(&f, &token)
         .await?

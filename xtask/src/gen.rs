@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn every_row_of_the_table_becomes_one_rule() {
         assert_eq!(rbac().matches("- apiGroups:").count(), ACCESS.len());
-        assert!(rbac().contains("  resourceNames: [berth-trust]\n  verbs: [get, update, patch]\n"));
+        assert!(rbac().contains("  resourceNames: [berth-trust]\n  verbs: [get, patch]\n"));
     }
 
     #[test]
