@@ -13,6 +13,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 mod down;
 mod driver;
 mod r#gen;
@@ -57,8 +58,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Memory and API calls of an agent and its probe.
-    Agent,
+    /// Memory, processor time and API calls of an agent and its probe.
+    Agent(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,7 +76,9 @@ fn main() -> ExitCode {
         Command::Down(args) => down::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Gen { check } => r#gen::run(check),
-        Command::Bench { bench: Bench::Agent } => Err(anyhow::anyhow!("`bench agent` is not written yet")),
+        Command::Bench {
+            bench: Bench::Agent(args),
+        } => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,13 @@
 //! `cargo xtask test`: everything that must hold before a change is merged; the first failure ends it.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use berth_local::Progress;
 use berth_local::toolchain;
+use berth_local::toolchain::{Tool, Toolchain};
 
 /// Variable that tells behaviour tests where our programs are; see `berth_local::toolchain::BUILT`.
 const PROGRAMS: &str = toolchain::BUILT;
@@ -27,6 +30,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
         })?;
     }
+    if args.filter.is_none() {
+        step("charts", charts)?;
+    }
     // The same selection of packages everywhere, so that no dependency is compiled twice.
     step("build", || cargo(&["build", "--workspace"], &[]))?;
     step("unit tests", || {
@@ -36,6 +42,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         cargo(&["test", "--workspace", "--test", "*"], &filter)
     })?;
     say!("\nall passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+/// Lint, refused values, and the rendered output against the golden files. Builds the control plane where it is not cached.
+fn charts() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let toolchain = runtime.block_on(Toolchain::ensure(&Progress::stdout(Tool::ALL.len())))?;
+    let mut command = Command::new(berth_local::checkout().join("deploy/charts/check.sh"));
+    command.env("HELM", toolchain.path(Tool::Helm));
+    let status = command.status().context("cannot run deploy/charts/check.sh")?;
+    if !status.success() {
+        bail!("deploy/charts/check.sh: {status}");
+    }
     Ok(())
 }
 
