@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use berth_crds::names;
 use berth_crds::premlabs::AIDeployment;
-use berth_tests::{Fixture, Suite, condition, eventually};
+use berth_tests::{Fixture, Suite, condition, eventually, vllm};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
@@ -66,21 +66,6 @@ fn main() -> ExitCode {
 
 const SOON: Duration = Duration::from_secs(30);
 
-async fn apply(f: &Fixture, ns: &str, object: Value) -> anyhow::Result<()> {
-    let name = object["metadata"]["name"].as_str().context("a name")?.to_owned();
-    let api: Api<AIDeployment> = Api::namespaced(f.client(), ns);
-    let params = PatchParams::apply("user").force().validation_strict();
-    api.patch(&name, &params, &Patch::Apply(&object))
-        .await
-        .with_context(|| format!("apply {name}"))?;
-    Ok(())
-}
-
-fn vllm(name: &str, deployment: Value) -> Value {
-    json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "metadata": {"name": name}, "spec": {
-        "engine": {"name": "vllm"}, "models": [{"uri": "mistralai/Mistral-7B-v0.1"}], "deployment": deployment}})
-}
-
 async fn aid(f: &Fixture, ns: &str, name: &str) -> anyhow::Result<AIDeployment> {
     Ok(Api::<AIDeployment>::namespaced(f.client(), ns).get(name).await?)
 }
@@ -90,24 +75,6 @@ async fn now(f: &Fixture, ns: &str, name: &str, type_: &str) -> anyhow::Result<(
     let object = aid(f, ns, name).await?;
     let status = object.status.clone().unwrap_or_default();
     condition(&status.conditions, type_, object.metadata.generation)
-}
-
-async fn expect_condition(
-    f: &Fixture,
-    ns: &str,
-    name: &str,
-    type_: &str,
-    wanted: (&str, &str),
-) -> anyhow::Result<String> {
-    eventually(&format!("{type_} of {name} is {wanted:?}"), SOON, async || {
-        let (status, reason, message) = now(f, ns, name, type_).await?;
-        ensure!(
-            (status.as_str(), reason.as_str()) == wanted,
-            "is {status} {reason}: {message}"
-        );
-        Ok(message)
-    })
-    .await
 }
 
 async fn pods(f: &Fixture, ns: &str, name: &str) -> anyhow::Result<Vec<Pod>> {
@@ -187,7 +154,7 @@ async fn pinned_example(f: Fixture) -> anyhow::Result<()> {
         ("Placed", "AllPlaced"),
         ("Available", "MinimumReplicasAvailable"),
     ] {
-        expect_condition(&f, &ns, "vllm-h100", type_, ("True", reason)).await?;
+        f.expect_condition(&ns, "vllm-h100", type_, ("True", reason)).await?;
     }
     // The template keeps its gate for the pods to come.
     let deployment = Api::<Deployment>::namespaced(f.client(), &ns).get("vllm-h100").await?;
@@ -222,8 +189,9 @@ async fn generic_without_gpu(f: Fixture) -> anyhow::Result<()> {
     let object = json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "metadata": {"name": "plain"}, "spec": {
         "engine": {"name": "generic"}, "endpoint": [{"domain": "plain.example.com", "port": 8081}],
         "deployment": {"template": {"spec": {"containers": [{"name": "bun", "image": "oven/bun:latest"}]}}}}});
-    apply(&f, &ns, object).await?;
-    expect_condition(&f, &ns, "plain", "Available", ("True", "MinimumReplicasAvailable")).await?;
+    f.apply(&ns, object).await?;
+    f.expect_condition(&ns, "plain", "Available", ("True", "MinimumReplicasAvailable"))
+        .await?;
     let status = aid(&f, &ns, "plain").await?.status.unwrap_or_default();
     ensure!(
         status.conditions.iter().all(|c| c.type_ != "Placed"),
@@ -241,8 +209,7 @@ async fn generic_without_gpu(f: Fixture) -> anyhow::Result<()> {
 
 async fn node_selector_pin(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("selector").await?;
-    apply(
-        &f,
+    f.apply(
         &ns,
         vllm(
             "sel",
@@ -261,13 +228,12 @@ async fn node_selector_pin(f: Fixture) -> anyhow::Result<()> {
 
 async fn no_class_then_node(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("later").await?;
-    apply(
-        &f,
+    f.apply(
         &ns,
         vllm("later", json!({"accelerator": {"interface": "CUDA", "class": "b200"}})),
     )
     .await?;
-    let message = expect_condition(&f, &ns, "later", "Placed", ("False", "NoFit")).await?;
+    let message = f.expect_condition(&ns, "later", "Placed", ("False", "NoFit")).await?;
     ensure!(message.contains("b200"), "names the class: {message}");
     let pod = pods(&f, &ns, "later").await?.remove(0);
     ensure!(gates(&pod) == [names::GATE], "still gated");
@@ -293,7 +259,8 @@ async fn no_class_then_node(f: Fixture) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    expect_condition(&f, &ns, "later", "Placed", ("True", "AllPlaced")).await?;
+    f.expect_condition(&ns, "later", "Placed", ("True", "AllPlaced"))
+        .await?;
     f.delete_namespace(&ns).await?;
     Api::<Node>::all(f.client())
         .delete("b200-0", &DeleteParams::default())
@@ -303,8 +270,7 @@ async fn no_class_then_node(f: Fixture) -> anyhow::Result<()> {
 
 async fn too_many_gpus(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("many").await?;
-    apply(
-        &f,
+    f.apply(
         &ns,
         vllm(
             "many",
@@ -312,7 +278,7 @@ async fn too_many_gpus(f: Fixture) -> anyhow::Result<()> {
         ),
     )
     .await?;
-    let message = expect_condition(&f, &ns, "many", "Placed", ("False", "NoFit")).await?;
+    let message = f.expect_condition(&ns, "many", "Placed", ("False", "NoFit")).await?;
     ensure!(
         message.contains("l40s-0") && message.contains('6') && message.contains('4'),
         "says by how much it misses: {message}"
@@ -322,7 +288,7 @@ async fn too_many_gpus(f: Fixture) -> anyhow::Result<()> {
     Api::<AIDeployment>::namespaced(f.client(), &ns)
         .patch("many", &PatchParams::default(), &Patch::Merge(&less))
         .await?;
-    expect_condition(&f, &ns, "many", "Placed", ("True", "AllPlaced")).await?;
+    f.expect_condition(&ns, "many", "Placed", ("True", "AllPlaced")).await?;
     f.delete_namespace(&ns).await
 }
 
@@ -334,7 +300,7 @@ async fn burst(f: Fixture) -> anyhow::Result<()> {
         json!({"accelerator": {"interface": "CUDA", "class": "t4"}, "replicas": 40}),
     );
     object["spec"]["deployment"]["placement"] = json!({"policy": "Managed"});
-    apply(&f, &ns, object).await?;
+    f.apply(&ns, object).await?;
     eventually("all GPUs of t4-0 taken", SOON, async || {
         let on = pods(&f, &ns, "burst")
             .await?
@@ -362,15 +328,18 @@ async fn burst(f: Fixture) -> anyhow::Result<()> {
         .filter(|p| gates(p).is_empty() && node_of(p).is_none())
         .count();
     ensure!(refused == 0, "{refused} pods were pinned to a node that has no room");
-    let message = expect_condition(&f, &ns, "burst", "Placed", ("False", "PartiallyPlaced")).await?;
+    let message = f
+        .expect_condition(&ns, "burst", "Placed", ("False", "PartiallyPlaced"))
+        .await?;
     ensure!(message.contains("40"), "{message}");
     f.delete_namespace(&ns).await
 }
 
 async fn repair(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("repair").await?;
-    apply(&f, &ns, vllm("fix", json!({"replicas": 1}))).await?;
-    expect_condition(&f, &ns, "fix", "Available", ("True", "MinimumReplicasAvailable")).await?;
+    f.apply(&ns, vllm("fix", json!({"replicas": 1}))).await?;
+    f.expect_condition(&ns, "fix", "Available", ("True", "MinimumReplicasAvailable"))
+        .await?;
     let services = Api::<Service>::namespaced(f.client(), &ns);
     let uid = services.get("fix").await?.uid();
     services.delete("fix", &DeleteParams::default()).await?;
@@ -406,7 +375,7 @@ async fn repair(f: Fixture) -> anyhow::Result<()> {
     deployments
         .patch("fix", &PatchParams::default(), &Patch::Merge(&note))
         .await?;
-    apply(&f, &ns, vllm("fix", json!({"replicas": 2}))).await?;
+    f.apply(&ns, vllm("fix", json!({"replicas": 2}))).await?;
     eventually("two replicas", SOON, async || {
         ensure!(deployments.get("fix").await?.spec.context("spec")?.replicas == Some(2));
         Ok(())
@@ -426,10 +395,10 @@ async fn ingress_goes(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("ingress").await?;
     let mut object = vllm("web", json!({}));
     object["spec"]["endpoint"] = json!([{"domain": "a.example.com"}]);
-    apply(&f, &ns, object).await?;
+    f.apply(&ns, object).await?;
     let ingresses = Api::<Ingress>::namespaced(f.client(), &ns);
     eventually("an Ingress", SOON, async || Ok(ingresses.get("web").await?)).await?;
-    apply(&f, &ns, vllm("web", json!({}))).await?;
+    f.apply(&ns, vllm("web", json!({}))).await?;
     eventually("no Ingress", SOON, async || {
         ensure!(ingresses.get_opt("web").await?.is_none());
         Ok(())
@@ -445,8 +414,9 @@ async fn converged(f: Fixture) -> anyhow::Result<()> {
         json!({"accelerator": {"interface": "CUDA"}, "resources": {"requests": {"cpu": "0.5", "memory": "1024Mi"}}}),
     );
     object["spec"]["endpoint"] = json!([{"domain": "calm.example.com"}]);
-    apply(&f, &ns, object).await?;
-    expect_condition(&f, &ns, "calm", "Available", ("True", "MinimumReplicasAvailable")).await?;
+    f.apply(&ns, object).await?;
+    f.expect_condition(&ns, "calm", "Available", ("True", "MinimumReplicasAvailable"))
+        .await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let writes = async || -> anyhow::Result<Vec<String>> {
         let all = f.controller_writes("").await?;
@@ -504,10 +474,11 @@ async fn bad_specs(f: Fixture) -> anyhow::Result<()> {
     for (name, object, _) in &table {
         let mut object = object.clone();
         object["metadata"]["name"] = json!(name);
-        apply(&f, &ns, object).await?;
+        f.apply(&ns, object).await?;
     }
-    apply(&f, &ns, vllm("good", json!({}))).await?;
-    expect_condition(&f, &ns, "good", "Available", ("True", "MinimumReplicasAvailable")).await?;
+    f.apply(&ns, vllm("good", json!({}))).await?;
+    f.expect_condition(&ns, "good", "Available", ("True", "MinimumReplicasAvailable"))
+        .await?;
     for (name, _, names) in &table {
         let message = eventually(&format!("{name} is refused"), SOON, async || {
             let (status, reason, message) = now(&f, &ns, name, "Accepted").await?;
@@ -539,8 +510,10 @@ async fn name_taken(f: Fixture) -> anyhow::Result<()> {
     services
         .create(&PostParams::default(), &serde_json::from_value(foreign)?)
         .await?;
-    apply(&f, &ns, vllm("mine", json!({}))).await?;
-    let message = expect_condition(&f, &ns, "mine", "Accepted", ("False", "NameTaken")).await?;
+    f.apply(&ns, vllm("mine", json!({}))).await?;
+    let message = f
+        .expect_condition(&ns, "mine", "Accepted", ("False", "NameTaken"))
+        .await?;
     ensure!(message.contains("Service"), "{message}");
     ensure!(
         services
@@ -555,7 +528,7 @@ async fn name_taken(f: Fixture) -> anyhow::Result<()> {
         "left alone"
     );
     services.delete("mine", &DeleteParams::default()).await?;
-    expect_condition(&f, &ns, "mine", "Accepted", ("True", "Valid")).await?;
+    f.expect_condition(&ns, "mine", "Accepted", ("True", "Valid")).await?;
     f.delete_namespace(&ns).await
 }
 
@@ -564,8 +537,11 @@ async fn runtime_class_missing(f: Fixture) -> anyhow::Result<()> {
     let classes = Api::<RuntimeClass>::all(f.client());
     let mut nvidia = classes.get("nvidia").await?;
     classes.delete("nvidia", &DeleteParams::default()).await?;
-    apply(&f, &ns, vllm("gpu", json!({"accelerator": {"interface": "CUDA"}}))).await?;
-    let message = expect_condition(&f, &ns, "gpu", "Available", ("False", "RuntimeClassMissing")).await?;
+    f.apply(&ns, vllm("gpu", json!({"accelerator": {"interface": "CUDA"}})))
+        .await?;
+    let message = f
+        .expect_condition(&ns, "gpu", "Available", ("False", "RuntimeClassMissing"))
+        .await?;
     ensure!(message.contains("nvidia"), "{message}");
     nvidia.metadata.resource_version = None;
     nvidia.metadata.uid = None;
@@ -593,7 +569,7 @@ async fn refused_pin(f: Fixture) -> anyhow::Result<()> {
     let object = json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "metadata": {"name": "shy"}, "spec": {
         "engine": {"name": "generic"}, "deployment": {"replicas": 1, "accelerator": {"interface": "CUDA", "class": "h100", "count": 2},
         "template": {"spec": {"affinity": anti, "containers": [{"name": "c", "image": "x"}]}}}}});
-    apply(&f, &ns, object).await?;
+    f.apply(&ns, object).await?;
     let node = eventually("a bound pod", Duration::from_secs(60), async || {
         let nodes: Vec<_> = pods(&f, &ns, "shy").await?.iter().filter_map(node_of).collect();
         ensure!(nodes.len() == 1, "{nodes:?}");

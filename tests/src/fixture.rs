@@ -87,6 +87,12 @@ pub struct Call {
     pub forbidden: bool,
 }
 
+/// An AIDeployment of engine vllm.
+pub fn vllm(name: &str, deployment: Value) -> Value {
+    json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "metadata": {"name": name}, "spec": {
+        "engine": {"name": "vllm"}, "models": [{"uri": "mistralai/Mistral-7B-v0.1"}], "deployment": deployment}})
+}
+
 impl Fixture {
     /// Around a cluster.
     pub fn new(cluster: Arc<Cluster>) -> Self {
@@ -389,15 +395,20 @@ impl Fixture {
         Ok(())
     }
 
+    /// Applies an AIDeployment as a user would; unknown fields are errors.
+    pub async fn apply(&self, namespace: &str, object: Value) -> anyhow::Result<()> {
+        let name = object["metadata"]["name"].as_str().context("a name")?.to_owned();
+        let params = PatchParams::apply("user").force().validation_strict();
+        let api = Api::<AIDeployment>::namespaced(self.client(), namespace);
+        api.patch(&name, &params, &Patch::Apply(&object))
+            .await
+            .with_context(|| format!("apply {name}"))?;
+        Ok(())
+    }
+
     /// Applies an AIDeployment of engine vllm.
     pub async fn apply_vllm(&self, namespace: &str, name: &str, deployment: Value) -> anyhow::Result<()> {
-        let object = json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "metadata": {"name": name}, "spec": {
-            "engine": {"name": "vllm"}, "models": [{"uri": "mistralai/Mistral-7B-v0.1"}], "deployment": deployment}});
-        let params = PatchParams::apply("user").force().validation_strict();
-        Api::<AIDeployment>::namespaced(self.client(), namespace)
-            .patch(name, &params, &Patch::Apply(&object))
-            .await?;
-        Ok(())
+        self.apply(namespace, vllm(name, deployment)).await
     }
 
     /// Waits for a condition of an AIDeployment; its message.

@@ -23,7 +23,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use parking_lot::RwLock;
 use tokio::runtime::Runtime;
 
-pub use fixture::{Call, Fixture, NAMESPACE, Said, condition, eventually};
+pub use fixture::{Call, Fixture, NAMESPACE, Said, condition, eventually, vllm};
 
 /// What a trial returns.
 pub type Outcome = anyhow::Result<()>;
