@@ -22,6 +22,7 @@ mod ring;
 mod session;
 mod sysfs;
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -56,9 +57,14 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let metrics = Arc::new(Metrics::new());
     let picture = Picture::new();
-    let listener = TcpListener::bind(args.http_address)
-        .await
-        .with_context(|| format!("listening on {}", args.http_address))?;
+    let listener = match TcpListener::bind(args.http_address).await {
+        // A host without IPv6 at all: the wildcard of the other family is meant as well.
+        Err(_) if args.http_address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, args.http_address.port())).await
+        }
+        bound => bound,
+    }
+    .with_context(|| format!("listening on {}", args.http_address))?;
     tracing::info!(http = %listener.local_addr().context("reading the address listened on")?, "berth-agent runs");
     let probe = probe::Probe::new(args.probe_socket.clone());
     let observer = observer::start(args.sysfs_root.clone(), probe, picture.clone(), metrics.clone());

@@ -39,10 +39,10 @@ pub struct Settings {
     #[arg(long, default_value = "berth-controller", global = true)]
     pub deployment: String,
     /// Where agents connect (TLS).
-    #[arg(long, default_value = "0.0.0.0:8443", global = true)]
+    #[arg(long, default_value = "[::]:8443", global = true)]
     pub agents_address: SocketAddr,
     /// Health, metrics and explanations (plain HTTP).
-    #[arg(long, default_value = "0.0.0.0:8080", global = true)]
+    #[arg(long, default_value = "[::]:8080", global = true)]
     pub http_address: SocketAddr,
     /// Name of the Service that agents connect to; the certificate is for `<service>.<namespace>.svc`.
     #[arg(long, default_value = "berth-controller", global = true)]

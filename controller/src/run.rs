@@ -1,6 +1,6 @@
 //! One process from start to end: everybody serves HTTP, the leader does the work.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -167,9 +167,14 @@ async fn serve_agents(context: Context, served: http::Served, stop: Cancellation
 }
 
 async fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address} for {what}"))?;
+    let listener = match TcpListener::bind(address).await {
+        // A host without IPv6 at all: the wildcard of the other family is meant as well.
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
+    .with_context(|| format!("cannot listen on {address} for {what}"))?;
     tracing::info!(address = %listener.local_addr().unwrap_or(address), "listening for {what}");
     Ok(listener)
 }
