@@ -23,6 +23,7 @@ mod port;
 pub mod process;
 pub mod progress;
 pub mod service;
+pub mod signals;
 pub mod state;
 pub mod toolchain;
 
@@ -31,6 +32,7 @@ pub use error::{Error, Result};
 pub use fleet::{Fleet, KWOK_ANNOTATION, KWOK_ANNOTATION_VALUE, NodeSpec};
 pub use process::{Process, Signal};
 pub use progress::Progress;
+pub use signals::Signals;
 pub use state::StateFolder;
 
 /// The checkout that this was built from.

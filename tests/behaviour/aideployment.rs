@@ -253,7 +253,7 @@ async fn no_class_then_node(f: Fixture) -> anyhow::Result<()> {
         json!({"nvidia.com/gpu": "8"}),
     )
     .await?;
-    eventually("a pod on b200-0", Duration::from_secs(10), async || {
+    eventually("a pod on b200-0", SOON, async || {
         let nodes: Vec<_> = pods(&f, &ns, "later").await?.iter().filter_map(node_of).collect();
         ensure!(nodes == ["b200-0"], "{nodes:?}");
         Ok(())

@@ -77,6 +77,7 @@ async fn agent_pod(f: &Fixture, node: &str) -> anyhow::Result<Pod> {
         .with_context(|| format!("no agent pod on {node}"))
 }
 
+/// A connection as an agent would have it.
 async fn channel(f: &Fixture) -> anyhow::Result<Channel> {
     let ca = Api::<ConfigMap>::namespaced(f.client(), NAMESPACE)
         .get("berth-ca")
@@ -86,6 +87,11 @@ async fn channel(f: &Fixture) -> anyhow::Result<Channel> {
         .unwrap_or_default()
         .remove("ca.crt")
         .context("berth-ca has no ca.crt")?;
+    trusting(f, &pem).await
+}
+
+/// A connection that trusts the given CA alone.
+async fn trusting(f: &Fixture, pem: &str) -> anyhow::Result<Channel> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(pem))
         .domain_name(format!("berth-controller.{NAMESPACE}.svc"));
@@ -218,7 +224,10 @@ async fn refused(f: Fixture) -> anyhow::Result<()> {
         );
     }
     let log = f.controller_logs().await?;
-    ensure!(log.contains("refused"), "refusals are logged");
+    for reason in ["WrongAudience", "OtherServiceAccount"] {
+        let said = |line: &str| line.contains("agent refused") && line.contains(reason);
+        ensure!(log.lines().any(said), "{reason} is not logged");
+    }
     Ok(())
 }
 
@@ -232,6 +241,17 @@ async fn no_tls(f: Fixture) -> anyhow::Result<()> {
             .await;
         ensure!(answer.is_err(), "a plain-text session was let in");
     }
+    // The API server's own CA is a good one, but not the controller's.
+    let other = std::fs::read_to_string(&f.cluster.control_plane().ca)?;
+    match trusting(&f, &other).await {
+        Ok(_) => bail!("a client that trusts another CA went on"),
+        Err(error) => ensure!(
+            format!("{error:#} {error:?}").contains("UnknownIssuer"),
+            "not for its certificate: {error:?}"
+        ),
+    }
+    // It was not for want of a server.
+    channel(&f).await?;
     Ok(())
 }
 

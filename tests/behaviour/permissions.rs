@@ -1,10 +1,12 @@
 //! What the agent and the controller may do: no more than they need, and the admission policies hold them to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
+use berth_local::process;
+use berth_local::toolchain::Tool;
 use berth_tests::{Fixture, Suite, eventually};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, Role};
@@ -32,6 +34,10 @@ fn main() -> ExitCode {
             "the controller's role has what it uses and nothing that it was refused",
             |c| role_is_what_is_used(Fixture::new(c)),
         )
+        // Last: it acts as the controller, with rights that the controller has not, which the trial before would count.
+        .trial("the admission policies hold without RBAC's help", |c| {
+            admission_check(Fixture::new(c))
+        })
         .run()
 }
 
@@ -324,6 +330,46 @@ async fn role_is_what_is_used(f: Fixture) -> anyhow::Result<()> {
         .filter(|right| !ONLY_SOMETIMES.contains(&right.as_str()))
         .collect();
     ensure!(idle.is_empty(), "granted and never used: {idle:?}");
+    Ok(())
+}
+
+/// Every check of the script that is also run against other API servers; it gives the controller's ServiceAccount all rights for a while.
+async fn admission_check(f: Fixture) -> anyhow::Result<()> {
+    let kubectl = f.cluster.tool(Tool::Kubectl);
+    let mut path = kubectl
+        .parent()
+        .context("kubectl has no folder")?
+        .as_os_str()
+        .to_owned();
+    if let Some(rest) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(rest);
+    }
+    let script = tokio::process::Command::new(f.repo("deploy/charts/check-admission.sh"))
+        .env("PATH", path)
+        .env("KUBECONFIG", f.cluster.kubeconfig())
+        .env("NAMESPACE", NAMESPACE)
+        .env_remove("ALLOWED_KEY")
+        .env(process::MARKER, f.cluster.state())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(300), script)
+        .await
+        .context("check-admission.sh does not end")??;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{}\n{said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    println!("{}", said.lines().last().unwrap_or_default());
+    // Nothing of it stays, least of all the rights.
+    for kind in ["clusterrolebindings", "clusterroles", "nodes"] {
+        let left = f.kubectl(&["get", kind, "-o", "name"]).await?;
+        ensure!(!left.contains("berth-admission-check"), "{kind}: {left}");
+    }
     Ok(())
 }
 

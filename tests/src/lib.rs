@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use berth_local::{Cluster, Error, Fleet, Install, Options, Progress, StateFolder, process};
+use berth_local::{Cluster, Error, Fleet, Install, Options, Progress, Signals, StateFolder, process};
 use futures::future::LocalBoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use parking_lot::RwLock;
@@ -105,15 +105,16 @@ impl Suite {
         if !wanted {
             return libtest_mimic::run(&args, trials).exit_code();
         }
-        let (path, cluster) = match runtime.block_on(start(self.name, self.options)) {
-            Ok(started) => started,
+        let (path, cluster, signals) = match runtime.block_on(start(self.name, self.options)) {
+            Ok(Some(started)) => started,
+            Ok(None) => return INTERRUPTED.into(),
             Err(error) => {
                 eprintln!("cannot start a cluster for {}: {error}", self.name);
                 return ExitCode::FAILURE;
             }
         };
         *slot.write() = Some(Arc::new(cluster));
-        runtime.spawn(end_on_signal(path.clone()));
+        runtime.spawn(end_on_signal(signals, path.clone()));
         let conclusion = libtest_mimic::run(&args, trials);
         let code = conclusion.exit_code();
         match runtime.block_on(end(&slot, &path)) {
@@ -136,8 +137,13 @@ impl Suite {
 /// The one cluster of this process; empty before and after.
 type Slot = Arc<RwLock<Option<Arc<Cluster>>>>;
 
-/// Starts in the first free folder: a binary that runs twice at once gets two clusters.
-async fn start(name: &str, options: Options) -> Result<(PathBuf, Cluster), Error> {
+/// Exit code of a process that was asked to end.
+const INTERRUPTED: u8 = 130;
+
+/// Starts in the first free folder: a binary that runs twice at once gets two clusters. `None`: a signal came first, and what was
+/// started is ended.
+async fn start(name: &str, options: Options) -> Result<Option<(PathBuf, Cluster, Signals)>, Error> {
+    let mut signals = Signals::new().map_err(Error::file("listen for signals to", name))?;
     let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/behaviour");
     let mut number = 0;
     let state = loop {
@@ -153,8 +159,14 @@ async fn start(name: &str, options: Options) -> Result<(PathBuf, Cluster), Error
     };
     let path = state.path().to_path_buf();
     let progress = Progress::new(berth_local::cluster::STEPS, |line| eprintln!("{line}"));
-    let cluster = Cluster::start(state, Options { progress, ..options }).await?;
-    Ok((path, cluster))
+    tokio::select! {
+        cluster = Cluster::start(state, Options { progress, ..options }) => Ok(Some((path, cluster?, signals))),
+        name = signals.next() => {
+            eprintln!("{name}: ending what was started");
+            process::sweep(&path).await?;
+            Ok(None)
+        }
+    }
 }
 
 async fn end(slot: &Slot, path: &std::path::Path) -> Result<(), Error> {
@@ -167,19 +179,11 @@ async fn end(slot: &Slot, path: &std::path::Path) -> Result<(), Error> {
 }
 
 /// Ctrl-C ends the cluster, not only the tests.
-async fn end_on_signal(path: PathBuf) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    eprintln!("interrupted: ending the cluster");
+async fn end_on_signal(mut signals: Signals, path: PathBuf) {
+    let name = signals.next().await;
+    eprintln!("{name}: ending the cluster");
     if let Err(error) = process::sweep(&path).await {
         eprintln!("{error}");
     }
-    std::process::exit(130);
+    std::process::exit(INTERRUPTED.into());
 }

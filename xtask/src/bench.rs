@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use berth_local::{Cluster, Fleet, NodeSpec, Options, Progress, StateFolder, wait_for};
+use anyhow::{Context, anyhow, bail, ensure};
+use berth_local::{Cluster, Fleet, NodeSpec, Options, Progress, Signals, StateFolder, process, wait_for};
 use serde::Serialize;
 
 /// Arguments of `bench agent`.
@@ -72,16 +72,29 @@ async fn measured(args: &Args) -> anyhow::Result<Report> {
         ],
     };
     let progress = Progress::stdout(berth_local::cluster::STEPS);
-    let cluster = Cluster::start(
-        StateFolder::lock(&args.state)?,
-        Options {
-            release: true,
-            progress,
-            ..Options::new(fleet)
-        },
-    )
-    .await?;
-    let outcome = measure(&cluster, Duration::from_secs(args.seconds)).await;
+    let mut signals = Signals::new()?;
+    let folder = StateFolder::lock(&args.state)?;
+    let path = folder.path().to_path_buf();
+    let options = Options {
+        release: true,
+        progress,
+        ..Options::new(fleet)
+    };
+    let cluster = tokio::select! {
+        cluster = Cluster::start(folder, options) => cluster?,
+        name = signals.next() => {
+            say!("\n{name}: ending what was started");
+            process::sweep(&path).await?;
+            bail!("interrupted");
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = measure(&cluster, Duration::from_secs(args.seconds)) => outcome,
+        name = signals.next() => {
+            say!("\n{name}: ending the cluster");
+            Err(anyhow!("interrupted"))
+        }
+    };
     cluster.stop().await?;
     outcome
 }

@@ -16,8 +16,7 @@ use berth_local::cluster::STEPS;
 use berth_local::process::{self, Identity};
 use berth_local::state::{StateFolder, held_by};
 use berth_local::toolchain::Tool;
-use berth_local::{Cluster, Fleet, Install, Options, Progress, controlplane};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use berth_local::{Cluster, Fleet, Install, Options, Progress, Signals, controlplane};
 
 use crate::show;
 use crate::status::{self, Phase, Status};
@@ -89,13 +88,24 @@ async fn is_running(state: &Path) -> anyhow::Result<bool> {
             owner.pid,
             state.display()
         ),
-        Phase::Ready if controlplane::is_healthy(&state.join("kubeconfig")).await => {
+        Phase::Ready if answers(&state.join("kubeconfig")).await => {
             say!("a cluster is running already (process {})\n", owner.pid);
             say!("{}", show::hints(&state.join("kubeconfig"), status.tools.as_deref()));
             Ok(true)
         }
         Phase::Ready => takeover(&owner).await,
     }
+}
+
+/// Whether the API server says that it is ready. A busy machine is no reason to end a cluster: asked again for about 20 s.
+async fn answers(kubeconfig: &Path) -> bool {
+    for pause in [1, 1, 1, 2] {
+        if controlplane::is_healthy(kubeconfig).await {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+    }
+    controlplane::is_healthy(kubeconfig).await
 }
 
 async fn takeover(owner: &Identity) -> anyhow::Result<bool> {
@@ -145,27 +155,6 @@ async fn present(cluster: &Cluster, progress: &Progress) -> anyhow::Result<()> {
     say!("Ctrl-C or `cargo xtask down` ends the cluster.");
     let _ = std::io::stdout().flush();
     Status::write(cluster.state(), Phase::Ready, tools)
-}
-
-struct Signals([(&'static str, Signal); 3]);
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self([
-            ("SIGINT", signal(SignalKind::interrupt())?),
-            ("SIGTERM", signal(SignalKind::terminate())?),
-            ("SIGHUP", signal(SignalKind::hangup())?),
-        ]))
-    }
-
-    async fn next(&mut self) -> &'static str {
-        let [a, b, c] = &mut self.0;
-        tokio::select! {
-            _ = a.1.recv() => a.0,
-            _ = b.1.recv() => b.0,
-            _ = c.1.recv() => c.0,
-        }
-    }
 }
 
 /// Starts this program again in the background, and follows its log until the cluster is ready.
