@@ -95,8 +95,20 @@ pub fn phase(init: &[Container], containers: &[Container]) -> &'static str {
     }
 }
 
+/// An address for the record: nothing routes it, Services reach the process through its host port. The API server refuses loopback
+/// addresses in endpoints, and complains in Events about each.
+fn pod_ip(uid: &str) -> String {
+    let number = uid
+        .bytes()
+        .fold(0_u16, |n, b| n.wrapping_mul(31).wrapping_add(b.into()));
+    let [high, low] = number.to_be_bytes();
+    // Beside KWOK's 10.244.0.0/16; neither .0 nor .255.
+    format!("10.245.{high}.{}", low.clamp(1, 254))
+}
+
 /// The part of a pod's status that a kubelet writes; conditions without their times.
-pub fn status(init: &[Container], containers: &[Container], started: Timestamp) -> Value {
+pub fn status(uid: &str, init: &[Container], containers: &[Container], started: Timestamp) -> Value {
+    let ip = pod_ip(uid);
     let initialized = init.iter().all(|c| c.ended().is_some_and(|e| e.code == 0));
     let ready = initialized && containers.iter().all(|c| c.ready);
     let phase = phase(init, containers);
@@ -113,8 +125,8 @@ pub fn status(init: &[Container], containers: &[Container], started: Timestamp) 
         "phase": phase,
         "hostIP": "127.0.0.1",
         "hostIPs": [{"ip": "127.0.0.1"}],
-        "podIP": "127.0.0.1",
-        "podIPs": [{"ip": "127.0.0.1"}],
+        "podIP": ip,
+        "podIPs": [{"ip": ip}],
         "startTime": started.to_string(),
         "conditions": [
             condition("Initialized", initialized, "ContainersNotInitialized"),
@@ -232,7 +244,7 @@ mod tests {
             ("Ready".to_owned(), "True".to_owned(), "then".to_owned()),
             ("ContainersReady".to_owned(), "False".to_owned(), "then".to_owned()),
         ];
-        let status = with_times(status(&[], &[running()], now), &before, now);
+        let status = with_times(status("u", &[], &[running()], now), &before, now);
         let at = |kind: &str| {
             let list = status["conditions"].as_array().unwrap();
             list.iter().find(|c| c["type"] == kind).unwrap()["lastTransitionTime"].clone()
