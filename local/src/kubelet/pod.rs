@@ -223,7 +223,7 @@ impl Reporter {
 
     /// Whether the API server knows this state now.
     async fn report(&mut self, init: &[Container], main: &[Container]) -> bool {
-        let status = status::status(&self.uid, init, main, self.started);
+        let status = status::status(self.uid.as_deref().unwrap_or_default(), init, main, self.started);
         if self.written.as_ref() == Some(&status) {
             return true;
         }
