@@ -139,6 +139,8 @@ impl Cluster {
         picture.nodes.remove(name);
         picture.agents.remove(name);
         drop(picture);
+        // Its labels are forgotten too.
+        self.hardware.push(name.to_owned());
         self.rules.push(());
         self.placement.push(());
     }

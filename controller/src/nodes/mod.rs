@@ -12,7 +12,7 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_core::labels;
 use berth_crds::names::managers;
@@ -104,11 +104,7 @@ async fn serve(
             };
             let delay = backoff(attempt);
             tracing::warn!(node = name, %error, attempt, retry_in = ?delay, "hardware labels were not written");
-            let cluster = context.cluster.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                cluster.hardware.push(name);
-            });
+            context.cluster.hardware.push_at(name, Instant::now() + delay);
         }
     }
 }

@@ -15,7 +15,7 @@ mod validate;
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_crds::conditions::{self, Desired};
 use berth_crds::names::managers;
@@ -59,11 +59,7 @@ async fn passes(context: &Context, index: &Mutex<Index>) {
             continue;
         }
         failures += 1;
-        let (cluster, delay) = (context.cluster.clone(), backoff(failures));
-        tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            cluster.rules.push(());
-        });
+        context.cluster.rules.push_at((), Instant::now() + backoff(failures));
     }
 }
 
