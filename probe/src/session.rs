@@ -11,7 +11,8 @@ use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlGpuFabricInfo_t, nvmlMemory_t, nvmlReturn_enum_NVML_ERROR_GPU_NOT_FOUND, nvmlReturn_t,
+    nvmlDevice_t, nvmlGpuFabricInfo_t, nvmlMemory_t, nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    nvmlReturn_enum_NVML_ERROR_DEPRECATED, nvmlReturn_enum_NVML_ERROR_GPU_NOT_FOUND, nvmlReturn_t,
 };
 
 use crate::mig;
@@ -43,10 +44,11 @@ pub struct Session {
     pub nvml: Arc<Nvml>,
     /// Its path.
     pub library: PathBuf,
+    driver: Option<NvidiaDriver>,
     gpus: Vec<Known>,
 }
 
-/// A GPU that was seen in this session. One that falls off the bus stays, with the facts last read.
+/// A GPU that was seen in this session. One that falls off the bus, or that NVML cannot tell about just now, stays with the facts last read.
 struct Known {
     handle: nvmlDevice_t,
     facts: Gpu,
@@ -96,13 +98,21 @@ impl From<Broken> for NvmlStatus {
 
 /// What an error of a call on one GPU means.
 enum Meaning {
-    /// This reading is not to be had.
+    /// What was asked for is not there: an answer, and the next one will be the same.
     Absent,
+    /// No answer: the next call may give one. What was known before is still the best there is.
+    Unclear,
     /// The GPU is gone.
     Lost(String),
     /// NVML is gone.
     Broken(NvmlState),
 }
+
+/// The driver does not know this version of the call, or knows it no longer.
+const NO_SUCH_CALL: [nvmlReturn_t; 2] = [
+    nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    nvmlReturn_enum_NVML_ERROR_DEPRECATED,
+];
 
 fn meaning(error: &NvmlError) -> Meaning {
     match error {
@@ -113,14 +123,21 @@ fn meaning(error: &NvmlError) -> Meaning {
         NvmlError::Uninitialized => Meaning::Broken(NvmlState::Error),
         NvmlError::DriverNotLoaded => Meaning::Broken(NvmlState::NoDriver),
         NvmlError::LibRmVersionMismatch => Meaning::Broken(NvmlState::VersionMismatch),
-        _ => Meaning::Absent,
+        NvmlError::NotSupported
+        | NvmlError::NotFound
+        | NvmlError::InvalidArg
+        | NvmlError::NoData
+        | NvmlError::FunctionNotFound
+        | NvmlError::FailedToLoadSymbol(_) => Meaning::Absent,
+        NvmlError::UnexpectedVariant(code) if NO_SUCH_CALL.contains(code) => Meaning::Absent,
+        _ => Meaning::Unclear,
     }
 }
 
 fn broken(call: &'static str, error: &NvmlError) -> Broken {
     let state = match meaning(error) {
         Meaning::Broken(state) => state,
-        Meaning::Absent | Meaning::Lost(_) => NvmlState::Error,
+        Meaning::Absent | Meaning::Unclear | Meaning::Lost(_) => NvmlState::Error,
     };
     Broken {
         call,
@@ -135,22 +152,75 @@ enum Stop {
     Broken(Broken),
 }
 
-/// The reading, or its absence; an error that is about more than the reading ends the GPU's turn.
-fn reading<T>(call: &'static str, result: Result<T, NvmlError>) -> Result<Option<T>, Stop> {
+/// What a call on one GPU answered.
+enum Told<T> {
+    Value(T),
+    Absent,
+    Unclear(Broken),
+}
+
+impl<T> Told<T> {
+    fn map<U>(self, change: impl FnOnce(T) -> U) -> Told<U> {
+        match self {
+            Self::Value(value) => Told::Value(change(value)),
+            Self::Absent => Told::Absent,
+            Self::Unclear(why) => Told::Unclear(why),
+        }
+    }
+
+    /// A fact: as told, or as it was known where nothing is told.
+    fn or_before(self, before: Option<T>) -> Option<T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Absent => None,
+            Self::Unclear(why) => {
+                tracing::debug!(%why, "the fact stays as it was known");
+                before
+            }
+        }
+    }
+}
+
+/// An error that is about more than the call ends the GPU's turn.
+fn told<T>(call: &'static str, result: Result<T, NvmlError>) -> Result<Told<T>, Stop> {
     match result {
-        Ok(value) => Ok(Some(value)),
+        Ok(value) => Ok(Told::Value(value)),
         Err(error) => match meaning(&error) {
-            Meaning::Absent => Ok(None),
+            Meaning::Absent => Ok(Told::Absent),
+            Meaning::Unclear => Ok(Told::Unclear(broken(call, &error))),
             Meaning::Lost(message) => Err(Stop::Lost(message)),
             Meaning::Broken(_) => Err(Stop::Broken(broken(call, &error))),
         },
     }
 }
 
+/// The reading of this moment. Where there is none, an earlier one is no substitute.
+fn reading<T>(call: &'static str, result: Result<T, NvmlError>) -> Result<Option<T>, Stop> {
+    Ok(told(call, result)?.or_before(None))
+}
+
 /// A wrapped call whose result may be absent.
 macro_rules! read {
     ($clock:expr, $name:ident, $call:expr) => {
         reading(stringify!($name), call!($clock, $name, $call))?
+    };
+}
+
+/// The value told, or else the end of this function with what was told instead.
+macro_rules! value {
+    ($told:expr) => {
+        match $told {
+            Told::Value(value) => value,
+            Told::Absent => return Ok(Told::Absent),
+            Told::Unclear(why) => return Ok(Told::Unclear(why)),
+        }
+    };
+}
+
+/// A wrapped call on a GPU's facts.
+macro_rules! told {
+    ($clock:expr, $name:ident, $call:expr) => {
+        told(stringify!($name), call!($clock, $name, $call))?
     };
 }
 
@@ -186,6 +256,7 @@ impl Session {
         let mut session = Self {
             nvml: Arc::new(nvml),
             library: library.into(),
+            driver: None,
             gpus: Vec::new(),
         };
         session.inventory(clock)?;
@@ -200,38 +271,61 @@ impl Session {
     /// Reads each fact once per GPU.
     pub fn inventory(&mut self, clock: &CallClock) -> Result<Inventory, Broken> {
         let nvml = Arc::clone(&self.nvml);
-        let system = |call, error: NvmlError| broken(call, &error);
-        let version = call!(clock, nvmlSystemGetDriverVersion, nvml.sys_driver_version())
-            .map_err(|e| system("nvmlSystemGetDriverVersion", e))?;
-        let cuda_version = call!(clock, nvmlSystemGetCudaDriverVersion_v2, nvml.sys_cuda_driver_version());
-        let nvml_version = call!(clock, nvmlSystemGetNVMLVersion, nvml.sys_nvml_version());
-        let count =
-            call!(clock, nvmlDeviceGetCount_v2, nvml.device_count()).map_err(|e| system("nvmlDeviceGetCount_v2", e))?;
+        let driver = self.read_driver(clock)?;
+        let count = call!(clock, nvmlDeviceGetCount_v2, nvml.device_count())
+            .map_err(|error| broken("nvmlDeviceGetCount_v2", &error))?;
 
         let mut gpus = Vec::with_capacity(count as usize);
+        let mut unclear = Vec::new();
         for index in 0..count {
-            match Known::read(&nvml, index, clock) {
-                Ok(Some(known)) => gpus.push(known),
-                Ok(None) => tracing::warn!(index, "a GPU without handle or UUID is left out"),
+            let at = self.gpus.iter().position(|k| k.facts.index == index);
+            let before = at.map(|at| self.gpus.swap_remove(at));
+            match Known::read(&nvml, index, before.as_ref(), clock) {
+                Ok(Told::Value(known)) => gpus.push(known),
+                Ok(Told::Absent) => tracing::warn!(index, "a GPU without handle or UUID is left out"),
+                Ok(Told::Unclear(why)) => {
+                    tracing::warn!(index, %why, known = before.is_some(), "NVML cannot tell about a GPU");
+                    unclear.push(why);
+                    gpus.extend(before);
+                }
                 Err(Stop::Broken(broken)) => return Err(broken),
                 Err(Stop::Lost(message)) => {
                     tracing::warn!(index, message, "GPU lost");
-                    if let Some(at) = self.gpus.iter().position(|k| k.facts.index == index) {
-                        gpus.push(self.gpus.swap_remove(at));
-                    }
+                    gpus.extend(before);
                 }
             }
         }
         self.gpus = gpus;
+        match unclear.pop() {
+            // Not one GPU's trouble: a fresh session may get an answer.
+            Some(why) if unclear.len() + 1 == count as usize => return Err(why),
+            Some(_) | None => {}
+        }
         Ok(Inventory {
-            driver: NvidiaDriver {
-                version,
-                cuda_version: cuda_version.ok().and_then(|v| u32::try_from(v).ok()),
-                nvml_version: nvml_version.ok(),
-            },
+            driver,
             gpus: self.gpus.iter().map(|k| k.facts.clone()).collect(),
             library: self.library.clone(),
         })
+    }
+
+    fn read_driver(&mut self, clock: &CallClock) -> Result<NvidiaDriver, Broken> {
+        let nvml = &self.nvml;
+        let version = call!(clock, nvmlSystemGetDriverVersion, nvml.sys_driver_version())
+            .map_err(|error| broken("nvmlSystemGetDriverVersion", &error))?;
+        let cuda_version = call!(clock, nvmlSystemGetCudaDriverVersion_v2, nvml.sys_cuda_driver_version());
+        let nvml_version = call!(clock, nvmlSystemGetNVMLVersion, nvml.sys_nvml_version());
+        // Neither changes while the driver is loaded: an error takes nothing away.
+        let before = self.driver.take();
+        let driver = NvidiaDriver {
+            version,
+            cuda_version: cuda_version
+                .ok()
+                .and_then(|v| u32::try_from(v).ok())
+                .or(before.as_ref().and_then(|d| d.cuda_version)),
+            nvml_version: nvml_version.ok().or(before.and_then(|d| d.nvml_version)),
+        };
+        self.driver = Some(driver.clone());
+        Ok(driver)
     }
 
     /// Reads what every GPU is doing.
@@ -264,38 +358,44 @@ fn telling(state: NvmlState) -> u8 {
 }
 
 impl Known {
-    fn read(nvml: &Nvml, index: u32, clock: &CallClock) -> Result<Option<Self>, Stop> {
-        let Some(device) = read!(clock, nvmlDeviceGetHandleByIndex_v2, nvml.device_by_index(index)) else {
-            return Ok(None);
-        };
-        let Some(uuid) = read!(clock, nvmlDeviceGetUUID, device.uuid()) else {
-            return Ok(None);
-        };
+    /// Absent or unclear: handle or UUID. A fact that is unclear is as it was `before`.
+    fn read(nvml: &Nvml, index: u32, before: Option<&Self>, clock: &CallClock) -> Result<Told<Self>, Stop> {
+        let device = value!(told!(clock, nvmlDeviceGetHandleByIndex_v2, nvml.device_by_index(index)));
+        let uuid = value!(told!(clock, nvmlDeviceGetUUID, device.uuid()));
+        // What was known of another GPU in this place says nothing of this one.
+        let before = before.filter(|known| known.facts.uuid == uuid);
+        let was = before.map(|known| known.facts.clone()).unwrap_or_default();
         // SAFETY: the handle is kept beside the library that gave it, and used with that library alone.
         let handle = unsafe { device.handle() };
-        let pci = read!(clock, nvmlDeviceGetPciInfo_v3, device.pci_info());
-        let capability = read!(
+        let pci = told!(clock, nvmlDeviceGetPciInfo_v3, device.pci_info());
+        let capability = told!(
             clock,
             nvmlDeviceGetCudaComputeCapability,
             device.cuda_compute_capability()
         );
-        let memory = memory_v1(nvml, handle, clock)?;
-        let (mig, mig_devices) = read_mig(&device, memory.map_or(0, |m| m.total), nvml, clock)?.unzip();
+        let memory_bytes = memory_v1(nvml, handle, clock)?
+            .map(|m| m.total)
+            .or_before(was.memory_bytes);
+        let (mig, mig_devices) = read_mig(&device, memory_bytes.unwrap_or(0), nvml, clock, before)?.unzip();
         let facts = Gpu {
             index,
             uuid,
-            pci_address: pci.map(|p| format!("{:04x}:{:02x}:{:02x}.0", p.domain, p.bus, p.device)),
-            product: read!(clock, nvmlDeviceGetName, device.name()),
-            memory_bytes: memory.map(|m| m.total),
+            pci_address: pci
+                .map(|p| format!("{:04x}:{:02x}:{:02x}.0", p.domain, p.bus, p.device))
+                .or_before(was.pci_address),
+            product: told!(clock, nvmlDeviceGetName, device.name()).or_before(was.product),
+            memory_bytes,
             compute_capability: capability
-                .and_then(|c| Some((u32::try_from(c.major).ok()?, u32::try_from(c.minor).ok()?))),
+                .map(|c| Some((u32::try_from(c.major).ok()?, u32::try_from(c.minor).ok()?)))
+                .or_before(Some(was.compute_capability))
+                .flatten(),
             mig,
-            fabric: fabric(nvml, handle, clock)?,
-            serial: read!(clock, nvmlDeviceGetSerial, device.serial()),
-            vbios: read!(clock, nvmlDeviceGetVbiosVersion, device.vbios_version()),
-            minor_number: read!(clock, nvmlDeviceGetMinorNumber, device.minor_number()),
+            fabric: fabric(nvml, handle, clock)?.or_before(Some(was.fabric)).flatten(),
+            serial: told!(clock, nvmlDeviceGetSerial, device.serial()).or_before(was.serial),
+            vbios: told!(clock, nvmlDeviceGetVbiosVersion, device.vbios_version()).or_before(was.vbios),
+            minor_number: told!(clock, nvmlDeviceGetMinorNumber, device.minor_number()).or_before(was.minor_number),
         };
-        Ok(Some(Self {
+        Ok(Told::Value(Self {
             handle,
             facts,
             mig_devices: mig_devices.unwrap_or_default(),
@@ -364,19 +464,19 @@ impl Memory {
                 free: m.free,
                 used: m.used,
             })),
-            None => memory_v1(nvml, handle, clock),
+            None => Ok(memory_v1(nvml, handle, clock)?.or_before(None)),
         }
     }
 }
 
-fn memory_v1(nvml: &Nvml, handle: nvmlDevice_t, clock: &CallClock) -> Result<Option<Memory>, Stop> {
+fn memory_v1(nvml: &Nvml, handle: nvmlDevice_t, clock: &CallClock) -> Result<Told<Memory>, Stop> {
     let mut memory = nvmlMemory_t {
         total: 0,
         free: 0,
         used: 0,
     };
     let result = raw!(nvml, clock, nvmlDeviceGetMemoryInfo(handle, &raw mut memory));
-    Ok(reading("nvmlDeviceGetMemoryInfo", result)?.map(|()| Memory {
+    Ok(told("nvmlDeviceGetMemoryInfo", result)?.map(|()| Memory {
         total: memory.total,
         free: memory.free,
         used: memory.used,
@@ -405,7 +505,7 @@ fn clocks_event_reasons(nvml: &Nvml, handle: nvmlDevice_t, clock: &CallClock) ->
 /// NVML_GPU_FABRIC_STATE_NOT_SUPPORTED
 const NO_FABRIC: u8 = 0;
 
-fn fabric(nvml: &Nvml, handle: nvmlDevice_t, clock: &CallClock) -> Result<Option<Fabric>, Stop> {
+fn fabric(nvml: &Nvml, handle: nvmlDevice_t, clock: &CallClock) -> Result<Told<Option<Fabric>>, Stop> {
     let mut info = nvmlGpuFabricInfo_t {
         clusterUuid: [0; 16],
         status: 0 as nvmlReturn_t,
@@ -413,14 +513,14 @@ fn fabric(nvml: &Nvml, handle: nvmlDevice_t, clock: &CallClock) -> Result<Option
         state: NO_FABRIC,
     };
     let result = raw!(nvml, clock, nvmlDeviceGetGpuFabricInfo(handle, &raw mut info));
-    Ok(reading("nvmlDeviceGetGpuFabricInfo", result)?
-        .filter(|()| info.state != NO_FABRIC)
-        .map(|()| Fabric {
+    Ok(told("nvmlDeviceGetGpuFabricInfo", result)?.map(|()| {
+        (info.state != NO_FABRIC).then(|| Fabric {
             state: info.state.into(),
             status: info.status,
             cluster_uuid: hyphenated(info.clusterUuid),
             clique_id: info.cliqueId,
-        }))
+        })
+    }))
 }
 
 fn hyphenated(bytes: [u8; 16]) -> String {
@@ -437,15 +537,19 @@ fn hyphenated(bytes: [u8; 16]) -> String {
 
 type MigHandles = Vec<(nvmlDevice_t, String)>;
 
-/// `None`: the part has no MIG.
+/// `None`: the part has no MIG. Where one MIG device is unclear, all are as they were `before`.
 fn read_mig(
     device: &Device<'_>,
     total_bytes: u64,
     nvml: &Nvml,
     clock: &CallClock,
+    before: Option<&Known>,
 ) -> Result<Option<(Mig, MigHandles)>, Stop> {
-    let Some(mode) = read!(clock, nvmlDeviceGetMigMode, device.mig_mode()) else {
-        return Ok(None);
+    let before = before.and_then(|known| Some((known.facts.mig.clone()?, known.mig_devices.clone())));
+    let mode = match told!(clock, nvmlDeviceGetMigMode, device.mig_mode()) {
+        Told::Value(mode) => mode,
+        Told::Absent => return Ok(None),
+        Told::Unclear(_) => return Ok(before),
     };
     let mut mig = Mig {
         enabled: mode.current == 1,
@@ -454,20 +558,41 @@ fn read_mig(
     };
     let mut handles = Vec::new();
     if mig.enabled {
-        let most = read!(clock, nvmlDeviceGetMaxMigDeviceCount, device.mig_device_count()).unwrap_or(0);
+        let mut unclear = false;
+        let most = match told!(clock, nvmlDeviceGetMaxMigDeviceCount, device.mig_device_count()) {
+            Told::Value(most) => most,
+            Told::Absent => 0,
+            Told::Unclear(_) => {
+                unclear = true;
+                0
+            }
+        };
         for index in 0..most {
-            // Indices may have gaps: NOT_FOUND is no end.
-            let Some(mig_device) = read!(
+            let mig_device = match told!(
                 clock,
                 nvmlDeviceGetMigDeviceHandleByIndex,
                 device.mig_device_by_index(index)
-            ) else {
-                continue;
+            ) {
+                Told::Value(mig_device) => mig_device,
+                // Indices may have gaps: NOT_FOUND is no end.
+                Told::Absent => continue,
+                Told::Unclear(_) => {
+                    unclear = true;
+                    continue;
+                }
             };
-            if let Some((handle, facts)) = read_mig_device(&mig_device, total_bytes, nvml, clock)? {
-                handles.push((handle, facts.uuid.clone()));
-                mig.devices.push(facts);
+            match read_mig_device(&mig_device, total_bytes, nvml, clock)? {
+                Told::Value((handle, facts)) => {
+                    handles.push((handle, facts.uuid.clone()));
+                    mig.devices.push(facts);
+                }
+                Told::Absent => {}
+                Told::Unclear(_) => unclear = true,
             }
+        }
+        if unclear && let Some((before, before_handles)) = before.filter(|(before, _)| before.enabled) {
+            mig.devices = before.devices;
+            handles = before_handles;
         }
     }
     Ok(Some((mig, handles)))
@@ -478,12 +603,12 @@ fn read_mig_device(
     total_bytes: u64,
     nvml: &Nvml,
     clock: &CallClock,
-) -> Result<Option<(nvmlDevice_t, MigDevice)>, Stop> {
+) -> Result<Told<(nvmlDevice_t, MigDevice)>, Stop> {
     // SAFETY: the handle is kept beside the library that gave it, and used with that library alone.
     let handle = unsafe { device.handle() };
     let (mut gpu_instance_id, mut compute_instance_id) = (0, 0);
-    let uuid = read!(clock, nvmlDeviceGetUUID, device.uuid());
-    let attributes = read!(clock, nvmlDeviceGetAttributes_v2, device.attributes());
+    let uuid = value!(told!(clock, nvmlDeviceGetUUID, device.uuid()));
+    let a = value!(told!(clock, nvmlDeviceGetAttributes_v2, device.attributes()));
     let gpu_instance = raw!(
         nvml,
         clock,
@@ -494,15 +619,14 @@ fn read_mig_device(
         clock,
         nvmlDeviceGetComputeInstanceId(handle, &raw mut compute_instance_id)
     );
-    let (Some(uuid), Some(a), Some(()), Some(())) = (
-        uuid,
-        attributes,
-        reading("nvmlDeviceGetGpuInstanceId", gpu_instance)?,
-        reading("nvmlDeviceGetComputeInstanceId", compute_instance)?,
-    ) else {
-        return Ok(None);
+    value!(told("nvmlDeviceGetGpuInstanceId", gpu_instance)?);
+    value!(told("nvmlDeviceGetComputeInstanceId", compute_instance)?);
+    // The name tells some profiles from others: a guess without it would be another profile.
+    let name = match told!(clock, nvmlDeviceGetName, device.name()) {
+        Told::Value(name) => name,
+        Told::Absent => String::new(),
+        Told::Unclear(why) => return Ok(Told::Unclear(why)),
     };
-    let name = read!(clock, nvmlDeviceGetName, device.name()).unwrap_or_default();
     let shape = mig::Shape {
         gpu_slices: a.gpu_instance_slice_count,
         compute_slices: a.compute_instance_slice_count,
@@ -524,5 +648,5 @@ fn read_mig_device(
         jpeg_engines: a.shared_jpeg_count,
         ofa_engines: a.shared_ofa_count,
     };
-    Ok(Some((handle, facts)))
+    Ok(Told::Value((handle, facts)))
 }

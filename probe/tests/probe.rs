@@ -325,6 +325,62 @@ async fn a_lost_gpu_is_named_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_call_without_an_answer_takes_no_gpu_and_no_fact_away() {
+    let (mut node, _) = Node::ready("A100-SXM4-40GB", 3).await;
+    node.edit(|s| s.gpus[1].enable_mig(&["3g.20gb", "1g.5gb"]).unwrap());
+    let before = node.inventory().await;
+    let unknown = |function: &str| Fault {
+        gpu: Some(1),
+        ..Fault::of(function, Effect::Error(code::UNKNOWN))
+    };
+    for function in [
+        "nvmlDeviceGetHandleByIndex_v2",
+        "nvmlDeviceGetUUID",
+        "nvmlDeviceGetPciInfo_v3",
+        "nvmlDeviceGetName",
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetCudaComputeCapability",
+        "nvmlDeviceGetGpuFabricInfo",
+        "nvmlDeviceGetSerial",
+        "nvmlDeviceGetVbiosVersion",
+        "nvmlDeviceGetMinorNumber",
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetMaxMigDeviceCount",
+        "nvmlDeviceGetMigDeviceHandleByIndex",
+        "nvmlDeviceGetAttributes_v2",
+        "nvmlDeviceGetGpuInstanceId",
+    ] {
+        node.edit(|s| s.faults = vec![unknown(function)]);
+        assert_eq!(node.inventory().await, before, "{function}");
+    }
+    for function in ["nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetNVMLVersion"] {
+        node.edit(|s| s.faults = vec![Fault::of(function, Effect::Error(code::UNKNOWN))]);
+        assert_eq!(node.inventory().await, before, "{function}");
+    }
+
+    // An answer is one: the fact is not there.
+    node.edit(|s| {
+        s.faults = vec![Fault {
+            effect: Effect::Error(code::NOT_SUPPORTED),
+            ..unknown("nvmlDeviceGetSerial")
+        }];
+    });
+    let after = node.inventory().await;
+    assert_eq!(after.gpus[1].serial, None);
+    assert_eq!((&after.gpus[0], &after.gpus[2]), (&before.gpus[0], &before.gpus[2]));
+
+    // No GPU at all is not "no GPUs", and it ends when NVML answers again.
+    for function in ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID"] {
+        node.edit(|s| s.faults = vec![Fault::of(function, Effect::Error(code::UNKNOWN))]);
+        let reply = node.inventory().await;
+        assert_eq!(reply.state(), NvmlState::Error);
+        assert!(reply.message.contains(function), "{}", reply.message);
+        node.edit(|s| s.faults.clear());
+        assert_eq!(node.until(NvmlState::Ready).await.gpus, before.gpus);
+    }
+}
+
+#[tokio::test]
 async fn events_arrive_and_those_that_nobody_heard_wait() {
     let (mut node, state) = Node::ready("H100-80GB-HBM3", 2).await;
     node.edit(|s| s.gpus[1].push_xid(79));
