@@ -6,6 +6,7 @@ use berth_core::facts::{GpuSample, NodeFacts};
 use berth_core::freshness::SAMPLE_STALE;
 use berth_core::health::{GpuHealth, NodeHealth};
 
+use super::session::MOST_SAMPLES;
 use crate::cluster::{Agent, AgentChange};
 
 /// A session of this agent is open.
@@ -127,6 +128,9 @@ pub fn samples(agent: &mut Agent, new: Vec<GpuSample>, now: Instant) -> AgentCha
             if was_stale || sample.memory_free_bytes > before.memory_free_bytes {
                 change = AgentChange::Live;
             }
+        } else if agent.samples.len() >= MOST_SAMPLES {
+            // More than any node has: whoever sends them is not to fill our memory.
+            continue;
         } else {
             change = AgentChange::Live;
         }
@@ -272,6 +276,15 @@ mod tests {
         assert_eq!(health(&mut a, report(GpuState::Healthy, 2)), AgentChange::Nothing);
         assert_eq!(health(&mut a, report(GpuState::Unhealthy, 0)), AgentChange::Live);
         assert_eq!(a.health.unwrap().gpus[0].state, GpuState::Unhealthy);
+    }
+
+    #[test]
+    fn invented_gpus_do_not_fill_the_memory() {
+        let mut a = agent();
+        for n in 0..3 * MOST_SAMPLES {
+            samples(&mut a, vec![sample(&format!("GPU-{n}"), 0, None)], Instant::now());
+        }
+        assert_eq!(a.samples.len(), MOST_SAMPLES);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use berth_proto::{PROTOCOL_MAX, PROTOCOL_MIN};
 use super::refusal::Refusal;
 
 /// Most samples in one message: far above any machine's GPUs and MIG devices.
-const MOST_SAMPLES: usize = 1024;
+pub const MOST_SAMPLES: usize = 1024;
 /// Most events in one message.
 const MOST_EVENTS: usize = 4096;
 
