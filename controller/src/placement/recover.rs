@@ -29,9 +29,10 @@ pub enum Verdict {
     Report,
 }
 
-/// Whether kube-scheduler refuses a pod on the node that Berth pinned it to.
+/// Whether kube-scheduler refuses a pod on the node that Berth pinned it to, and Berth may do something about it.
 pub fn refused(pod: &Pod) -> bool {
     pod.annotations.contains_key(names::PLACED_BECAUSE)
+        && !pod.annotations.contains_key(names::PAUSED)
         && pod.gates.is_empty()
         && pod.pinned_to.is_some()
         && pod.node.is_none()
@@ -154,6 +155,12 @@ mod tests {
             ("bound", |p| p.node = Some("n".into()), due, Verdict::Fine),
             ("going", |p| p.terminating = true, due, Verdict::Fine),
             ("not our pin", |p| p.annotations.clear(), due, Verdict::Fine),
+            (
+                "paused",
+                |p| drop(p.annotations.insert(names::PAUSED.into(), String::new())),
+                due,
+                Verdict::Fine,
+            ),
             ("not pinned", |p| p.pinned_to = None, due, Verdict::Fine),
             ("gated", |p| p.gates.push("x".into()), due, Verdict::Fine),
             ("preempting", |p| p.nominated = Some("n".into()), due, Verdict::Fine),
