@@ -183,7 +183,7 @@ impl Pod {
             && self.nominated == other.nominated
             && self.ready == other.ready
             && self.annotations == other.annotations
-            && self.requests == other.requests
+            && self.ask == other.ask
     }
 }
 
@@ -296,6 +296,21 @@ fn ask(
 ) -> Ask {
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let mut invalid = Vec::new();
+    let gpu_memory = read(
+        annotations,
+        names::GPU_MEMORY,
+        "a quantity of bytes such as 24Gi",
+        whole_bytes,
+        &mut invalid,
+    );
+    let compute_capability = read(
+        annotations,
+        names::COMPUTE_CAPABILITY,
+        "a CUDA compute capability such as 8 or 8.6",
+        compute_capability,
+        &mut invalid,
+    );
     Ask {
         pod: format!(
             "{}/{}",
@@ -316,15 +331,31 @@ fn ask(
             .get(names::GPU_CLASS)
             .map(|c| class_list(c))
             .unwrap_or_default(),
-        gpu_memory: annotations
-            .get(names::GPU_MEMORY)
-            .and_then(|m| milli(&Quantity(m.clone())))
-            .and_then(|m| u64::try_from(m / 1000).ok()),
-        compute_capability: annotations
-            .get(names::COMPUTE_CAPABILITY)
-            .and_then(|c| compute_capability(c)),
+        gpu_memory,
+        compute_capability,
+        invalid: (!invalid.is_empty()).then(|| invalid.join("; ")),
         refused: BTreeMap::new(),
     }
+}
+
+/// Value of an annotation; one that cannot be read is told with what to write instead.
+fn read<T>(
+    annotations: &BTreeMap<String, String>,
+    name: &str,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+    invalid: &mut Vec<String>,
+) -> Option<T> {
+    let text = annotations.get(name)?;
+    let value = parse(text);
+    if value.is_none() {
+        invalid.push(format!("annotation {name} is {text:?}: write {expected}"));
+    }
+    value
+}
+
+fn whole_bytes(value: &str) -> Option<u64> {
+    u64::try_from(milli(&Quantity(value.to_owned()))? / 1000).ok()
 }
 
 /// `h100, a100` → in order, without blanks.
@@ -424,6 +455,50 @@ mod tests {
         assert_eq!(p.requests.whole("nvidia.com/gpu"), 2);
         assert_eq!(p.requests.whole("memory"), 1 << 30);
         assert_eq!(p.requests.whole("pods"), 1);
+    }
+
+    #[test]
+    fn an_annotation_that_cannot_be_read_is_no_absent_one() {
+        for (name, value, want) in [
+            (names::GPU_MEMORY, "24Gi", None),
+            (
+                names::GPU_MEMORY,
+                "24GB",
+                Some("annotation berth.dev/gpu-memory is \"24GB\": write a quantity of bytes such as 24Gi"),
+            ),
+            (
+                names::GPU_MEMORY,
+                "-1Gi",
+                Some("annotation berth.dev/gpu-memory is \"-1Gi\": write a quantity of bytes such as 24Gi"),
+            ),
+            (names::COMPUTE_CAPABILITY, "8.6", None),
+            (
+                names::COMPUTE_CAPABILITY,
+                "sm_86",
+                Some(
+                    "annotation berth.dev/compute-capability is \"sm_86\": write a CUDA compute capability such as 8 or 8.6",
+                ),
+            ),
+        ] {
+            let object = serde_json::json!({"metadata": {"name": "p", "annotations": {name: value}}, "spec": {"containers": []}});
+            let pod = Pod::from_api(&serde_json::from_value(object).unwrap());
+            assert_eq!(pod.ask.invalid.as_deref(), want, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_asks_something_else_is_looked_at_again() {
+        let before = pod(serde_json::json!({"containers": []}));
+        assert!(before.same_for_placement(&before.clone()));
+        for spec in [
+            serde_json::json!({"containers": [], "nodeSelector": {"zone": "a"}}),
+            serde_json::json!({"containers": [], "tolerations": [{"key": "gpu", "operator": "Exists"}]}),
+            serde_json::json!({"containers": [], "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}]}}}}),
+        ] {
+            assert!(!before.same_for_placement(&pod(spec.clone())), "{spec}");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Ask {
     pub gpu_memory: Option<u64>,
     /// Least CUDA compute capability (major, minor).
     pub compute_capability: Option<(u32, u32)>,
+    /// What the pod asks in a form that cannot be read, in words for its author. Such a pod is placed nowhere: what it asks would not hold.
+    pub invalid: Option<String>,
     /// Nodes that lately refused a pod of the same owner after Berth had pinned it there, with kube-scheduler's words.
     pub refused: BTreeMap<String, String>,
 }
