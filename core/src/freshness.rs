@@ -8,7 +8,7 @@ pub const SAMPLE_STALE: Duration = Duration::from_secs(5);
 pub const NODE_SILENT: Duration = Duration::from_secs(15);
 /// After this silence of its agent a node's `GPUReady` becomes Unknown.
 pub const READY_UNKNOWN: Duration = Duration::from_secs(60);
-/// A new leader waits at most this long for its agents before it places pods that ask for live facts.
+/// A new leader waits at most this long for a node's agent before that node takes pods that ask for GPUs.
 pub const LEADER_WARM_UP: Duration = Duration::from_secs(15);
 /// A pinned pod that the scheduler refuses for this long is recovered.
 pub const PIN_REFUSED: Duration = Duration::from_secs(10);

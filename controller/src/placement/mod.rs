@@ -36,7 +36,8 @@ pub enum Outcome {
     },
     /// Waits.
     Waiting {
-        /// Reason of condition and Event: `NoFit`, `NoDevicePlugin`, `WaitingForAgents`, `PinRefused`, `ApplyFailed`.
+        /// Reason of condition and Event: `NoFit`, `NoDevicePlugin`, `WaitingForAgents`, `PinRefused`,
+        /// `InvalidSpec`, `ApplyFailed`.
         reason: berth_crds::conditions::Reason,
         /// Nearest miss, for people.
         message: String,

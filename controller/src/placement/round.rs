@@ -1,13 +1,12 @@
 //! One look at all waiting and refused pods, and the patches that come of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_core::freshness::LEADER_WARM_UP;
-use berth_core::placement::resources::is_gpu;
-use berth_core::placement::{Ask, Decision, Fleet, NoFitReason, NodeView, decide};
+use berth_core::placement::{Ask, Decision, Fleet, Miss, NoFitReason, NodeView, Rejected, decide};
 use berth_crds::conditions::Reason;
 use berth_crds::names::{self, managers};
 use berth_crds::premlabs::aideployment::OnNoFit;
@@ -20,7 +19,8 @@ use tokio::task::JoinSet;
 
 use super::explain::Explanation;
 use super::recover::{Avoided, Refused, Verdict};
-use super::{Outcome, patch, view};
+use super::view::{self, Promises};
+use super::{Outcome, patch};
 use crate::cluster::{Picture, Pod, PodKey};
 use crate::context::Context;
 
@@ -101,7 +101,7 @@ struct Look {
     waiting: Vec<Pod>,
     refused: Vec<(Pod, Verdict)>,
     outcomes: Vec<(PodKey, Outcome)>,
-    /// Until when pods that ask live facts wait for the agents; `None`: not any more.
+    /// Until when pods that ask for GPUs wait for the agents; `None`: not any more.
     warming_up: Option<Instant>,
 }
 
@@ -137,8 +137,8 @@ impl Rounds {
                 Verdict::Report => self.report(&pod),
             }
         }
-        let asks_live = look.waiting.iter().any(|p| p.ask.asks_live_facts());
-        deadlines.extend(look.warming_up.filter(|_| asks_live));
+        let asks_gpu = look.waiting.iter().any(|p| p.ask.asks_gpu());
+        deadlines.extend(look.warming_up.filter(|_| asks_gpu));
         if !look.waiting.is_empty() {
             self.place(look.waiting, look.warming_up.is_some(), now);
             deadlines.extend(self.avoided.next_end(now));
@@ -167,8 +167,11 @@ impl Rounds {
             return None;
         }
         self.settle(&picture, now);
-        let refused = self.refused.look(&picture, now).into_iter();
+        let refused = self.refused.look(&picture, now);
+        let alone = refused.iter().filter(|(_, verdict)| *verdict == Verdict::Report);
+        let given_up = alone.map(|(uid, _)| uid.clone()).collect();
         let refused: Vec<(Pod, Verdict)> = refused
+            .into_iter()
             .filter(|(uid, _)| self.may_act(uid, &picture, now))
             .filter_map(|(uid, verdict)| Some((picture.pods.get(&uid)?.clone(), verdict)))
             .collect();
@@ -179,12 +182,19 @@ impl Rounds {
             .filter(|p| self.may_act(&p.uid, &picture, now))
             .cloned()
             .collect();
+        let warm = leader_since + LEADER_WARM_UP;
+        let warming_up = (now < warm && !view::agents_reported(&picture)).then_some(warm);
         waiting.sort_by(|a, b| (&a.created, &a.namespace, &a.name).cmp(&(&b.created, &b.namespace, &b.name)));
         if !waiting.is_empty() {
-            let promised = self.promises();
-            self.nodes = view::nodes(std::mem::take(&mut self.nodes), &picture, &promised, now);
+            let promises = Promises {
+                in_flight: self.in_flight(),
+                given_up,
+            };
+            self.nodes = view::nodes(std::mem::take(&mut self.nodes), &picture, &promises, now);
+            if warming_up.is_some() {
+                view::await_agents(&mut self.nodes, &picture);
+            }
         }
-        let warm = leader_since + LEADER_WARM_UP;
         Some(Look {
             waiting,
             refused,
@@ -193,7 +203,7 @@ impl Rounds {
                 .values()
                 .filter_map(|p| Some((p.uid.clone(), placed(p, picture.outcomes.get(&p.uid))?)))
                 .collect(),
-            warming_up: (now < warm && !agents_reported(&picture)).then_some(warm),
+            warming_up,
         })
     }
 
@@ -220,7 +230,7 @@ impl Rounds {
         !self.in_flight.contains_key(uid) && self.failed.get(uid).is_none_or(rested)
     }
 
-    fn promises(&self) -> HashMap<PodKey, String> {
+    fn in_flight(&self) -> HashMap<PodKey, String> {
         let pins = self.in_flight.iter().filter_map(|(uid, step)| match step {
             Step::Pin { node, .. } => Some((uid.clone(), node.clone())),
             Step::Release { .. } | Step::Recreate { .. } => None,
@@ -233,9 +243,8 @@ impl Rounds {
         // Within one look nodes only fill up: who asks what did not fit before does not fit now.
         let mut no_fits: Vec<NoFit> = Vec::new();
         for mut pod in waiting {
-            if warming_up && pod.ask.asks_live_facts() {
-                let message = "live facts are not there yet: the agents are connecting".to_owned();
-                self.waits(&pod, Reason::WaitingForAgents, &message, message.clone());
+            if let Some(invalid) = pod.ask.invalid.clone() {
+                self.waits(&pod, Reason::InvalidSpec, &invalid, invalid.clone());
                 continue;
             }
             if let Some(owner) = &pod.controller {
@@ -260,6 +269,17 @@ impl Rounds {
                             let patch = patch::pin(&pod, &node, &because);
                             self.write(pod, Step::Pin { node, because }, patch);
                             continue;
+                        }
+                        Decision::NoFit { rejected, .. } if warming_up && agents_may_help(&pod.ask, &rejected) => {
+                            let message = "the GPUs are not known yet: the agents are connecting".to_owned();
+                            no_fits.push(NoFit {
+                                ask: pod.ask.clone(),
+                                reason: Reason::WaitingForAgents,
+                                words: message.clone(),
+                                message,
+                                explanation,
+                            });
+                            no_fits.last().expect("pushed above")
                         }
                         Decision::NoFit {
                             reason,
@@ -286,7 +306,12 @@ impl Rounds {
             };
             pod.ask.pod = named;
             self.keep(&pod, no_fit.explanation.clone());
-            match self.on_no_fit(&pod) {
+            let on_no_fit = match no_fit.reason {
+                // Whether it fits is not known yet.
+                Reason::WaitingForAgents => OnNoFit::Wait,
+                _ => self.on_no_fit(&pod),
+            };
+            match on_no_fit {
                 OnNoFit::Wait => self.waits(&pod, no_fit.reason, &no_fit.message, no_fit.words.clone()),
                 OnNoFit::Release => {
                     let patch = patch::release(&pod);
@@ -483,14 +508,9 @@ fn placed(pod: &Pod, known: Option<&Outcome>) -> Option<Outcome> {
     }
 }
 
-/// Whether every node that offers GPUs has an agent that reported facts and a sample.
-fn agents_reported(picture: &Picture) -> bool {
-    let offers_gpus =
-        |allocatable: &BTreeMap<String, i64>| allocatable.iter().any(|(n, milli)| *milli > 0 && is_gpu(n));
-    let gpu_nodes = picture.nodes.values().filter(|n| offers_gpus(&n.allocatable.0));
-    gpu_nodes
-        .map(|n| picture.agents.get(&n.name).filter(|a| a.node_uid == n.uid))
-        .all(|agent| agent.is_some_and(|a| a.facts.is_some() && a.health.is_some() && !a.samples.is_empty()))
+/// Whether a pod that fits nowhere may fit once the agents that are about to report have done so.
+fn agents_may_help(ask: &Ask, rejected: &[Rejected<'_>]) -> bool {
+    ask.asks_live_facts() || rejected.iter().any(|r| matches!(r.miss, Miss::AgentAwaited))
 }
 
 fn scheduler_words(pod: &Pod) -> String {

@@ -51,3 +51,20 @@ fn outcomes_follow_what_the_pod_carries() {
     }
     assert_eq!(placed(&Pod::default(), None), None, "not ours");
 }
+
+#[test]
+fn a_pod_waits_for_agents_that_may_bring_it_a_node() {
+    let rejected = |miss| vec![Rejected { node: "n", miss }];
+    let any = Ask::default();
+    let live = Ask {
+        gpu_memory: Some(1),
+        ..Ask::default()
+    };
+    for (what, ask, miss, want) in [
+        ("its node is awaited", &any, Miss::AgentAwaited, true),
+        ("no agent changes that", &any, Miss::Cordoned, false),
+        ("samples come last", &live, Miss::NoAgent, true),
+    ] {
+        assert_eq!(agents_may_help(ask, &rejected(miss)), want, "{what}");
+    }
+}

@@ -3,10 +3,10 @@
 //! A pod holds its requests on a node from the moment it is promised there: bound, pinned and not bound yet, or in flight (decided, the
 //! patch not seen by the watch). A GPU pod that is not ready has not shown its memory yet, so that the GPU it got looks free:
 //!
-//! - whole GPUs: as many GPUs as it holds, those with the most free memory, count as full;
+//! - whole GPUs: as many GPUs as it holds, those with the most free memory, count as full, less those that show a use already;
 //! - shared GPUs: the memory it asks is taken off every GPU, since any of them may be its.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use berth_core::facts::Gpu;
@@ -19,52 +19,93 @@ use berth_crds::names;
 
 use crate::cluster::{Agent, Node, Picture, Pod, PodKey};
 
+/// From this much memory in use on a GPU it shows that something runs there. An idle GPU has a few hundred MiB set aside for the driver,
+/// by model and driver version; a model takes more.
+const SHOWS_USE: u64 = 1 << 30;
+
+/// What pods hold, or hold no more, beside what the picture shows.
+#[derive(Debug, Default)]
+pub struct Promises {
+    /// Pods whose pin is on its way, with their node.
+    pub in_flight: HashMap<PodKey, String>,
+    /// Pods that the scheduler has refused for so long on their node that nobody expects them there any more.
+    pub given_up: HashSet<PodKey>,
+}
+
 /// All nodes, sorted by name. `before` is the last answer: what has not changed is taken over instead of copied.
-pub fn nodes(
-    before: Vec<NodeView>,
-    picture: &Picture,
-    in_flight: &HashMap<PodKey, String>,
-    now: Instant,
-) -> Vec<NodeView> {
+pub fn nodes(before: Vec<NodeView>, picture: &Picture, promises: &Promises, now: Instant) -> Vec<NodeView> {
     let mut before: HashMap<String, NodeView> = before.into_iter().map(|n| (n.name.clone(), n)).collect();
     let mut views: BTreeMap<&str, NodeView> = picture
         .nodes
         .values()
         .map(|node| {
-            let agent = picture.agents.get(&node.name).filter(|a| a.node_uid == node.uid);
+            let agent = agent_of(node, picture);
             let mut view = before.remove(&node.name).unwrap_or_default();
             refresh(&mut view, node, agent, now);
             (node.name.as_str(), view)
         })
         .collect();
-    for pod in picture.pods.values() {
-        if let Some(view) = held_on(pod, in_flight).and_then(|node| views.get_mut(node)) {
-            hold(view, pod);
+    // Those first whose memory is seen: the GPUs that show a use are theirs.
+    for seen in [true, false] {
+        for pod in picture.pods.values().filter(|p| has_shown_its_memory(p) == seen) {
+            if let Some(view) = held_on(pod, promises).and_then(|node| views.get_mut(node)) {
+                hold(view, pod);
+            }
         }
     }
     views.into_values().collect()
+}
+
+/// Marks the nodes that offer GPUs and whose agents have yet to say how those are.
+pub fn await_agents(views: &mut [NodeView], picture: &Picture) {
+    for view in views {
+        let node = picture.nodes.get(&view.name).filter(|n| offers_gpus(n));
+        view.awaits_agent =
+            node.is_some_and(|n| agent_of(n, picture).is_none_or(|a| a.facts.is_none() || a.health.is_none()));
+    }
+}
+
+/// Whether every node that offers GPUs has an agent that reported facts, health and a sample.
+pub fn agents_reported(picture: &Picture) -> bool {
+    let gpu_nodes = picture.nodes.values().filter(|n| offers_gpus(n));
+    gpu_nodes
+        .map(|n| agent_of(n, picture))
+        .all(|agent| agent.is_some_and(|a| a.facts.is_some() && a.health.is_some() && !a.samples.is_empty()))
+}
+
+fn offers_gpus(node: &Node) -> bool {
+    node.allocatable.0.iter().any(|(n, milli)| *milli > 0 && is_gpu(n))
+}
+
+fn agent_of<'a>(node: &Node, picture: &'a Picture) -> Option<&'a Agent> {
+    picture.agents.get(&node.name).filter(|a| a.node_uid == node.uid)
+}
+
+fn has_shown_its_memory(pod: &Pod) -> bool {
+    pod.ready || pod.terminating
 }
 
 /// Takes what a pod holds off a node.
 pub fn hold(view: &mut NodeView, pod: &Pod) {
     view.used.add(&pod.requests);
     view.host_ports.extend(pod.host_ports.iter().cloned());
-    if !pod.ready && !pod.terminating {
+    if !has_shown_its_memory(pod) {
         take_memory(view, pod);
     }
 }
 
 /// The node where a pod holds its requests.
-fn held_on<'a>(pod: &'a Pod, in_flight: &'a HashMap<PodKey, String>) -> Option<&'a str> {
+fn held_on<'a>(pod: &'a Pod, promises: &'a Promises) -> Option<&'a str> {
     // Pods that others pin (DaemonSets do) and the scheduler refuses hold nothing.
     let waits_for_the_scheduler = || {
         let refused = pod.unscheduled.as_ref().is_some_and(|u| u.reason == "Unschedulable");
-        pod.gates.is_empty() && !pod.terminating && (!refused || pod.annotations.contains_key(names::PLACED_BECAUSE))
+        let expected = pod.annotations.contains_key(names::PLACED_BECAUSE) && !promises.given_up.contains(&pod.uid);
+        pod.gates.is_empty() && !pod.terminating && (!refused || expected)
     };
     pod.node
         .as_deref()
         .or_else(|| pod.pinned_to.as_deref().filter(|_| waits_for_the_scheduler()))
-        .or_else(|| in_flight.get(&pod.uid).map(String::as_str))
+        .or_else(|| promises.in_flight.get(&pod.uid).map(String::as_str))
 }
 
 fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant) {
@@ -78,6 +119,7 @@ fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant
     follow(&mut view.taints, &node.taints);
     follow(&mut view.allocatable, &node.allocatable);
     view.unschedulable = node.unschedulable;
+    view.awaits_agent = false;
     // Names stay for the next pods to be added up under.
     view.used.0.values_mut().for_each(|milli| *milli = 0);
     view.host_ports.clear();
@@ -106,8 +148,12 @@ fn gpu_view(before: Option<GpuView>, gpu: &Gpu, agent: &Agent, now: Instant) -> 
     let sample = agent.samples.get(&gpu.uuid);
     let fresh = sample.filter(|(_, taken)| now.saturating_duration_since(*taken) <= SAMPLE_STALE);
     GpuView {
-        // What a UUID is of never changes.
-        class: before.map_or_else(|| gpu.product.as_deref().map(class_of).unwrap_or_default(), |g| g.class),
+        // What a UUID is of never changes, once it is known.
+        class: before
+            .map(|g| g.class)
+            .filter(|class| !class.is_empty())
+            .or_else(|| gpu.product.as_deref().map(class_of))
+            .unwrap_or_default(),
         uuid: gpu.uuid.clone(),
         state: health.map(|h| h.state).unwrap_or_default(),
         reason: health.map(|h| h.reason.clone()).unwrap_or_default(),
@@ -131,8 +177,11 @@ fn take_memory(view: &mut NodeView, pod: &Pod) {
     let allocatable = usize::try_from(view.allocatable.whole(names::NVIDIA_GPU)).unwrap_or(0);
     let whole = pod.requests.whole(names::NVIDIA_GPU) == held && allocatable <= hardware.gpus.len();
     if whole {
-        for _ in 0..held {
-            let freest = hardware.gpus.iter_mut().max_by_key(|g| g.memory_free);
+        let in_use = hardware.gpus.iter().filter(|g| shows_use(g)).count();
+        let unseen = view.used.whole(names::NVIDIA_GPU) - i64::try_from(in_use).unwrap_or(i64::MAX);
+        for _ in 0..unseen.min(held) {
+            let idle = hardware.gpus.iter_mut().filter(|g| !shows_use(g));
+            let freest = idle.max_by_key(|g| g.memory_free);
             if let Some(free) = freest.and_then(|g| g.memory_free.as_mut()) {
                 *free = 0;
             }
@@ -141,6 +190,14 @@ fn take_memory(view: &mut NodeView, pod: &Pod) {
         let frees = hardware.gpus.iter_mut().filter_map(|g| g.memory_free.as_mut());
         frees.for_each(|free| *free = free.saturating_sub(memory));
     }
+}
+
+fn shows_use(gpu: &GpuView) -> bool {
+    let used = gpu
+        .memory_total
+        .zip(gpu.memory_free)
+        .map(|(total, free)| total.saturating_sub(free));
+    gpu.memory_free == Some(0) || used.is_some_and(|used| used >= SHOWS_USE)
 }
 
 #[cfg(test)]

@@ -128,13 +128,17 @@ fn a_pod_holds_its_requests_from_its_promise_on() {
         let mut pod = pod("u", 2);
         change(&mut pod);
         picture.pods.insert("u".into(), pod);
-        let in_flight = in_flight.map(|n| ("u".to_owned(), n.to_owned())).into_iter().collect();
-        let views = nodes(Vec::new(), &picture, &in_flight, now);
+        let promises = Promises {
+            in_flight: in_flight.map(|n| ("u".to_owned(), n.to_owned())).into_iter().collect(),
+            ..Promises::default()
+        };
+        let views = nodes(Vec::new(), &picture, &promises, now);
         assert_eq!(views[0].used.whole(names::NVIDIA_GPU), want, "{what}");
     }
-    for (what, placed_by_us, want) in [
-        ("a DaemonSet's pod that the scheduler refuses", false, 0),
-        ("ours", true, 2),
+    for (what, placed_by_us, given_up, want) in [
+        ("a DaemonSet's pod that the scheduler refuses", false, false, 0),
+        ("ours", true, false, 2),
+        ("ours, refused for too long", true, true, 0),
     ] {
         let mut picture = picture(4, now);
         let mut pod = pod("u", 2);
@@ -143,7 +147,11 @@ fn a_pod_holds_its_requests_from_its_promise_on() {
             ours(&mut pod);
         }
         picture.pods.insert("u".into(), pod);
-        let views = nodes(Vec::new(), &picture, &HashMap::new(), now);
+        let promises = Promises {
+            given_up: given_up.then(|| "u".to_owned()).into_iter().collect(),
+            ..Promises::default()
+        };
+        let views = nodes(Vec::new(), &picture, &promises, now);
         assert_eq!(views[0].used.whole(names::NVIDIA_GPU), want, "{what}");
     }
 }
@@ -162,7 +170,7 @@ fn memory_that_has_not_shown_up_is_not_free() {
         let mut pod = pod("u", held);
         (pod.node, pod.ready, pod.ask.gpu_memory) = (Some("n".into()), ready, asked.map(|a: u64| a * GI));
         picture.pods.insert("u".into(), pod);
-        let views = nodes(Vec::new(), &picture, &HashMap::new(), now);
+        let views = nodes(Vec::new(), &picture, &Promises::default(), now);
         assert_eq!(free(&views[0]), want.map(Some), "{what}");
     }
 }
@@ -171,7 +179,7 @@ fn memory_that_has_not_shown_up_is_not_free() {
 fn hardware_is_what_the_agent_of_this_very_node_said() {
     let now = Instant::now();
     let mut picture = picture(4, now);
-    let views = nodes(Vec::new(), &picture, &HashMap::new(), now);
+    let views = nodes(Vec::new(), &picture, &Promises::default(), now);
     let hardware = views[0].hardware.as_ref().unwrap();
     assert_eq!(hardware.silent, Duration::from_secs(2));
     assert_eq!((hardware.nvml.state, hardware.missing_gpus), (NvmlState::Ready, 1));
@@ -186,12 +194,12 @@ fn hardware_is_what_the_agent_of_this_very_node_said() {
 
     // Five seconds later the samples are stale, which is not the same as nothing free.
     let later = now + SAMPLE_STALE;
-    let views = nodes(views, &picture, &HashMap::new(), later);
+    let views = nodes(views, &picture, &Promises::default(), later);
     assert_eq!(free(&views[0]), [None; 4]);
 
     picture.nodes.get_mut("n").unwrap().uid = "another".into();
     assert_eq!(
-        nodes(views, &picture, &HashMap::new(), now)[0].hardware,
+        nodes(views, &picture, &Promises::default(), now)[0].hardware,
         None,
         "a node of the same name"
     );
@@ -205,7 +213,7 @@ fn an_old_view_made_new_equals_a_new_one() {
     (held.node, held.ready) = (Some("n".into()), false);
     held.host_ports.insert(("TCP".into(), "0.0.0.0".into(), 80));
     picture.pods.insert("u".into(), held);
-    let before = nodes(Vec::new(), &picture, &HashMap::new(), now);
+    let before = nodes(Vec::new(), &picture, &Promises::default(), now);
     picture.pods.clear();
     picture
         .nodes
@@ -213,8 +221,101 @@ fn an_old_view_made_new_equals_a_new_one() {
         .unwrap()
         .labels
         .insert("a".into(), "b".into());
-    let mut reused = nodes(before, &picture, &HashMap::new(), now);
+    let mut reused = nodes(before, &picture, &Promises::default(), now);
     assert_eq!(reused[0].used.whole(names::NVIDIA_GPU), 0);
     reused[0].used.0.clear();
-    assert_eq!(reused, nodes(Vec::new(), &picture, &HashMap::new(), now));
+    assert_eq!(reused, nodes(Vec::new(), &picture, &Promises::default(), now));
+}
+
+#[test]
+fn memory_that_shows_is_not_taken_twice() {
+    let now = Instant::now();
+    // Free of 80 Gi each; pods as (GPUs held, ready).
+    for (what, frees, pods, want) in [
+        ("loading on both", [79, 80, 60, 50], &[(2, false)][..], [79, 80, 60, 50]),
+        ("loading on one", [80, 80, 80, 50], &[(2, false)], [80, 80, 0, 50]),
+        (
+            "what shows is the ready one's",
+            [80, 80, 60, 50],
+            &[(1, false), (2, true)],
+            [80, 0, 60, 50],
+        ),
+        (
+            "two of them",
+            [80, 80, 80, 50],
+            &[(1, false), (1, false)],
+            [80, 80, 0, 50],
+        ),
+        (
+            "the driver's own is no use",
+            [80, 80, 80, 80],
+            &[(1, false)],
+            [80, 80, 80, 0],
+        ),
+    ] {
+        let mut picture = picture(4, now);
+        let agent = picture.agents.get_mut("n").unwrap();
+        for (gpu, free) in agent.facts.as_mut().unwrap().gpus.iter_mut().zip(frees) {
+            gpu.memory_bytes = Some(80 * GI + (600 << 20));
+            agent.samples.get_mut(&gpu.uuid).unwrap().0.memory_free_bytes = Some(free * GI);
+        }
+        for (n, (held, ready)) in pods.iter().enumerate() {
+            let mut pod = pod(&n.to_string(), *held);
+            (pod.node, pod.ready) = (Some("n".into()), *ready);
+            picture.pods.insert(pod.uid.clone(), pod);
+        }
+        let views = nodes(Vec::new(), &picture, &Promises::default(), now);
+        assert_eq!(free(&views[0]), want.map(Some), "{what}");
+    }
+}
+
+#[test]
+fn a_class_that_was_not_known_is_looked_at_again() {
+    let now = Instant::now();
+    let mut picture = picture(4, now);
+    let product = |picture: &mut Picture, name: Option<&str>| {
+        let agent = picture.agents.get_mut("n").unwrap();
+        agent.facts.as_mut().unwrap().gpus[0].product = name.map(str::to_owned);
+    };
+    let class = |views: &[NodeView]| views[0].hardware.as_ref().unwrap().gpus[0].class.clone();
+    product(&mut picture, None);
+    let views = nodes(Vec::new(), &picture, &Promises::default(), now);
+    assert_eq!(class(&views), "");
+    product(&mut picture, Some("NVIDIA H100 80GB HBM3"));
+    let views = nodes(views, &picture, &Promises::default(), now);
+    assert_eq!(class(&views), "h100");
+    product(&mut picture, None);
+    assert_eq!(class(&nodes(views, &picture, &Promises::default(), now)), "h100");
+}
+
+#[test]
+fn a_new_leader_awaits_the_agents_of_gpu_nodes() {
+    let now = Instant::now();
+    for (what, change, want) in [
+        ("reported", (|_| {}) as fn(&mut Picture), false),
+        ("no agent yet", |p| p.agents.clear(), true),
+        ("no health yet", |p| p.agents.get_mut("n").unwrap().health = None, true),
+        (
+            "another node's",
+            |p| p.agents.get_mut("n").unwrap().node_uid = "old".into(),
+            true,
+        ),
+        (
+            "no GPUs to hand out",
+            |p| {
+                p.agents.clear();
+                p.nodes.get_mut("n").unwrap().allocatable.0.clear();
+            },
+            false,
+        ),
+    ] {
+        let mut picture = picture(4, now);
+        change(&mut picture);
+        let mut views = nodes(Vec::new(), &picture, &Promises::default(), now);
+        await_agents(&mut views, &picture);
+        assert_eq!(views[0].awaits_agent, want, "{what}");
+        assert_eq!(!agents_reported(&picture), want, "{what}");
+        let views = nodes(views, &picture, &Promises::default(), now);
+        assert!(!views[0].awaits_agent, "{what}: not for longer than the leader is new");
+    }
 }

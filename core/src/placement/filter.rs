@@ -1,7 +1,7 @@
 //! Whether a node can take a pod: the first reason why not.
 //!
 //! ```text
-//! nodeSelector ► affinity ► cordon ► taints ► class ► compute capability ► resources ► host ports ► health ► live facts ► refused
+//! nodeSelector ► affinity ► cordon ► taints ► agent ► class ► compute capability ► resources ► host ports ► health ► live facts ► refused
 //! ```
 //!
 //! Which GPU the kubelet will hand out, and which it has handed out, is not known here. So class and health are asked of **every** GPU of
@@ -96,6 +96,7 @@ impl<'a> Asked<'a> {
         let (node, digest) = (&self.fleet.nodes()[place], &self.fleet.digests()[place]);
         self.selector(node)
             .or_else(|| self.cordon_and_taints(node))
+            .or_else(|| self.agent(node))
             .or_else(|| self.class(digest))
             .or_else(|| self.compute_capability(digest))
             .or_else(|| self.resources(node, place))
@@ -149,6 +150,10 @@ impl<'a> Asked<'a> {
             return Some(Miss::Cordoned);
         }
         untolerated(&node.taints, &self.ask.tolerations).map(Miss::Taint)
+    }
+
+    fn agent(&self, node: &NodeView) -> Option<Miss<'a>> {
+        (self.asks_gpu && node.awaits_agent).then_some(Miss::AgentAwaited)
     }
 
     fn class(&self, digest: &Digest) -> Option<Miss<'a>> {

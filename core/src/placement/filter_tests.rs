@@ -494,3 +494,24 @@ fn the_first_reason_is_the_one_given() {
     }
     assert!(seen.windows(2).all(|w| w[1] < w[0]), "{seen:?}");
 }
+
+#[test]
+fn gpus_that_nobody_has_spoken_for_yet_are_not_handed_out() {
+    let awaited = Some("has an agent that has yet to report, and the pod asks for GPUs");
+    check(&[
+        ("a pod that asks GPUs", |n, _| n.awaits_agent = true, awaited),
+        (
+            "before its class, which is not known either",
+            |n, a| (n.awaits_agent, n.hardware, a.classes) = (true, None, vec!["t4".into()]),
+            awaited,
+        ),
+        (
+            "a pod that asks none",
+            |n, a| {
+                n.awaits_agent = true;
+                a.requests.0.remove("nvidia.com/gpu");
+            },
+            None,
+        ),
+    ]);
+}

@@ -20,6 +20,8 @@ pub enum Stage {
     Cordon,
     /// Taints.
     Taints,
+    /// The agent has yet to report for the first time.
+    Agent,
     /// GPU class.
     Class,
     /// CUDA compute capability.
@@ -44,6 +46,7 @@ impl Stage {
             Self::NodeAffinity => "nodeAffinity",
             Self::Cordon => "cordon",
             Self::Taints => "taints",
+            Self::Agent => "agent",
             Self::Class => "class",
             Self::ComputeCapability => "computeCapability",
             Self::Resources => "resources",
@@ -73,6 +76,8 @@ pub enum Miss<'a> {
     Cordoned,
     /// A taint that is not tolerated.
     Taint(&'a Taint),
+    /// The node's agent has yet to report to a new leader, and the pod asks for GPUs.
+    AgentAwaited,
     /// Of none of the wanted classes.
     Class {
         /// What the node has.
@@ -133,6 +138,7 @@ impl Miss<'_> {
             Self::NodeAffinity => Stage::NodeAffinity,
             Self::Cordoned => Stage::Cordon,
             Self::Taint(_) => Stage::Taints,
+            Self::AgentAwaited => Stage::Agent,
             Self::Class { .. } => Stage::Class,
             Self::ComputeCapability { .. } => Stage::ComputeCapability,
             Self::Resource { .. } => Stage::Resources,
@@ -157,6 +163,7 @@ impl Miss<'_> {
             | Self::NodeAffinity
             | Self::Cordoned
             | Self::Taint(_)
+            | Self::AgentAwaited
             | Self::Class { .. }
             | Self::HostPort(_)
             | Self::Nvml(_)
@@ -181,6 +188,7 @@ impl Miss<'_> {
             Self::NodeAffinity => "outside the required node affinity".into(),
             Self::Cordoned => "cordoned".into(),
             Self::Taint(taint) => format!("tainted {taint}"),
+            Self::AgentAwaited => "whose agent has yet to report".into(),
             Self::Class { wanted, .. } => format!("not of class {}", wanted.join(" or ")),
             Self::ComputeCapability { wanted, .. } => format!("below compute capability {}.{}", wanted.0, wanted.1),
             Self::Resource { name, .. } => format!("short of {name}"),
@@ -209,6 +217,7 @@ impl fmt::Display for Miss<'_> {
             Self::NodeAffinity => f.write_str("matches no term of the required node affinity"),
             Self::Cordoned => f.write_str("is cordoned"),
             Self::Taint(taint) => write!(f, "taint {taint} is not tolerated"),
+            Self::AgentAwaited => f.write_str("has an agent that has yet to report, and the pod asks for GPUs"),
             Self::Class { has, wanted } => {
                 let wanted = wanted.join(" or ");
                 let list = has.iter().map(String::as_str).collect::<Vec<_>>().join(" and ");

@@ -26,6 +26,8 @@ pub struct NodeView {
     pub host_ports: BTreeSet<(String, String, u16)>,
     /// What the node's agent says; `None`: no agent ever reported, the node counts by allocatable alone.
     pub hardware: Option<Hardware>,
+    /// The node offers GPUs and this process has yet to hear how they are: its agent may be about to report.
+    pub awaits_agent: bool,
 }
 
 /// A node taint.
