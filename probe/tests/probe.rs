@@ -281,6 +281,22 @@ async fn a_part_without_mig_and_fabric_has_none_and_absent_readings_stay_absent(
 }
 
 #[tokio::test]
+async fn a_reading_ages_while_the_other_gpus_are_read() {
+    let (mut node, _) = Node::ready("T4", 2).await;
+    let delay = Duration::from_millis(100);
+    let slow = Fault {
+        gpu: Some(1),
+        ..Fault::of("nvmlDeviceGetPowerUsage", Effect::DelayMs(100))
+    };
+    node.edit(|s| s.faults = vec![slow]);
+    let start = Instant::now();
+    let sample = node.sample().await;
+    let ages: Vec<_> = sample.gpus.iter().map(|g| Duration::from_millis(g.age_ms)).collect();
+    assert!(ages[0] >= delay && ages[0] >= ages[1], "{ages:?}");
+    assert!(ages[0] <= start.elapsed(), "{ages:?}");
+}
+
+#[tokio::test]
 async fn mig_devices_are_read_and_a_change_is_told() {
     let (mut node, _) = Node::ready("A100-SXM4-40GB", 1).await;
     let mut events = node.events().await;
