@@ -415,6 +415,24 @@ async fn events_arrive_and_those_that_nobody_heard_wait() {
 }
 
 #[tokio::test]
+async fn a_gpu_that_fails_the_wait_for_events_does_not_silence_the_others() {
+    let (mut node, state) = Node::ready("H100-80GB-HBM3", 2).await;
+    let mut events = node.events().await;
+    node.edit(|s| s.faults = vec![Fault::of_gpu(0, Effect::Error(code::GPU_IS_LOST))]);
+    // An event of the time without a set is lost with it: tell until one gets through.
+    let uuid = state.gpus[1].uuid.clone();
+    let start = Instant::now();
+    loop {
+        node.edit(|s| s.gpus[1].push_xid(48));
+        if let Ok(event) = tokio::time::timeout(Duration::from_millis(500), next_event(&mut events)).await {
+            assert_eq!(event.uuid, Some(uuid));
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "no event");
+    }
+}
+
+#[tokio::test]
 async fn a_hang_is_noticed_bounded_and_survived() {
     let (mut node, _) = Node::ready("H100-80GB-HBM3", 8).await;
     let mut events = node.events().await;
