@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
 
 use crate::link;
 
@@ -47,7 +48,7 @@ pub struct Run {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9401")]
     pub http_address: SocketAddr,
-    /// error, warn, info, debug or trace.
+    /// error, warn, info, debug or trace; RUST_LOG, which may also name targets, wins.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,
 }
@@ -64,6 +65,46 @@ impl Run {
             controller_name: self.controller_name.clone().unwrap_or_else(|| host.to_owned()),
             ca: self.ca.clone(),
             token: self.token.clone(),
+        }
+    }
+}
+
+/// What is logged: RUST_LOG where it says something that can be read, or else everything from `level` up.
+pub fn log_filter(rust_log: Option<&str>, level: tracing::Level) -> Targets {
+    rust_log
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(level))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_log_wins_over_the_level() {
+        use tracing::Level;
+        for (rust_log, own, others) in [
+            (None, Level::INFO, Level::INFO),
+            (Some(""), Level::INFO, Level::INFO),
+            (Some("berth_agent=nonsense"), Level::INFO, Level::INFO),
+            (Some("debug"), Level::DEBUG, Level::DEBUG),
+            (Some("warn,berth_agent::link=trace"), Level::TRACE, Level::WARN),
+        ] {
+            let filter = log_filter(rust_log, Level::INFO);
+            for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
+                assert_eq!(
+                    filter.would_enable("berth_agent::link", &level),
+                    level <= own,
+                    "{rust_log:?} {level}"
+                );
+                assert_eq!(
+                    filter.would_enable("h2", &level),
+                    level <= others,
+                    "{rust_log:?} {level}"
+                );
+            }
         }
     }
 }

@@ -29,6 +29,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{Args, Command, Run};
 use crate::metrics::Metrics;
@@ -38,10 +40,13 @@ fn main() -> anyhow::Result<()> {
     let Args {
         command: Command::Run(run_args),
     } = Args::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(run_args.log_level)
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(false)
+        .with_ansi(false);
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(args::log_filter(rust_log.as_deref(), run_args.log_level))
         .init();
     tokio::runtime::Builder::new_current_thread()
         // Name look-ups alone run there, one at a time.

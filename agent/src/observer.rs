@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_core::facts::{NvmlState, NvmlStatus};
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
@@ -110,13 +110,19 @@ impl Observer {
         if status.state == NvmlState::Ready {
             return self.look.notify_one();
         }
-        self.picture.update(|state, revision, now| {
-            if state.facts.on_nvml(status.clone()) {
+        let changed = self.picture.update(|state, revision, now| {
+            let changed = state.facts.on_nvml(status.clone());
+            if changed {
                 tracing::info!(state = %status.state, message = status.message, "NVML");
                 state.samples.clear();
                 facts_changed(state, revision, now);
             }
+            changed
         });
+        // One answer that failed alone must not wait for the patience of a time when all was well.
+        if changed {
+            self.look.notify_one();
+        }
     }
 
     fn on_stuck_calls(&self, stuck_calls: u32) {
@@ -198,13 +204,12 @@ impl Observer {
                     return;
                 }
             }
-            let mut ticks = interval(*wanted.borrow_and_update());
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut ticks = ticks_every(*wanted.borrow_and_update());
             while self.picture.read(ready) {
                 tokio::select! {
                     _ = ticks.tick() => self.read().await,
                     changed = wanted.changed() => match changed {
-                        Ok(()) => ticks = interval(*wanted.borrow_and_update()),
+                        Ok(()) => ticks = ticks_every(*wanted.borrow_and_update()),
                         Err(_) => return,
                     },
                 }
@@ -262,6 +267,13 @@ impl Observer {
             self.look.notify_one();
         }
     }
+}
+
+/// After a round that took long the next ones are as far apart as ever: no burst on a driver that is slow already.
+fn ticks_every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 fn facts_changed(state: &mut State, revision: &mut Revision, now: Duration) {

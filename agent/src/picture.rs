@@ -43,7 +43,7 @@ pub struct State {
     pub tracker: Tracker,
     /// Events not yet acknowledged.
     pub ring: Ring,
-    /// Readings by UUID, with the time they were taken. Empty while NVML is away.
+    /// Readings by UUID, with the time they came in; they had an age by then. Empty while NVML is away.
     pub samples: BTreeMap<String, (GpuSample, Duration)>,
     /// Calls that the probe left behind.
     pub stuck_calls: u32,
@@ -118,7 +118,7 @@ impl State {
         self.samples
             .values()
             .map(|(sample, at)| GpuSample {
-                age: now.saturating_sub(*at),
+                age: sample.age + now.saturating_sub(*at),
                 ..sample.clone()
             })
             .collect()

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use berth_proto::probe::v1 as probe;
 use berth_proto::v1::agent_link_server::{AgentLink, AgentLinkServer};
 use berth_proto::v1::agent_message::Body;
 use berth_proto::v1::controller_message::Body as Down;
@@ -16,9 +18,9 @@ use nvidia_ml::library;
 use nvidia_ml::state::{Effect, Fault, STATE_ENV, State, Utilization, code};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
@@ -284,6 +286,83 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// A probe with one GPU whose readings were long in coming, and fail once when told to.
+#[derive(Clone, Default)]
+struct SlowProbe(Arc<AtomicBool>);
+
+const SLOW_MS: u64 = 7000;
+const SLOW_GPU: &str = "GPU-1";
+
+impl SlowProbe {
+    fn serve(&self, node: &Node) {
+        let listener = UnixListener::bind(node.path("probe.sock")).unwrap();
+        let server = Server::builder().add_service(probe::probe_server::ProbeServer::new(self.clone()));
+        tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+    }
+}
+
+#[tonic::async_trait]
+impl probe::probe_server::Probe for SlowProbe {
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<probe::EventsReply, Status>> + Send>>;
+
+    async fn inventory(&self, _: Request<probe::InventoryRequest>) -> Result<Response<probe::InventoryReply>, Status> {
+        Ok(Response::new(probe::InventoryReply {
+            state: NvmlState::Ready.into(),
+            gpus: vec![v1::Gpu {
+                uuid: SLOW_GPU.into(),
+                ..v1::Gpu::default()
+            }],
+            ..probe::InventoryReply::default()
+        }))
+    }
+
+    async fn sample(&self, _: Request<probe::SampleRequest>) -> Result<Response<probe::SampleReply>, Status> {
+        if self.0.swap(false, Ordering::SeqCst) {
+            return Err(Status::internal("for the test"));
+        }
+        Ok(Response::new(probe::SampleReply {
+            state: NvmlState::Ready.into(),
+            gpus: vec![v1::GpuSample {
+                uuid: SLOW_GPU.into(),
+                age_ms: SLOW_MS,
+                gpu_utilization: Some(1),
+                ..v1::GpuSample::default()
+            }],
+            ..probe::SampleReply::default()
+        }))
+    }
+
+    async fn events(&self, _: Request<probe::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+
+    async fn release(&self, _: Request<probe::ReleaseRequest>) -> Result<Response<probe::ReleaseReply>, Status> {
+        Err(Status::unimplemented("for the test"))
+    }
+
+    async fn resume(&self, _: Request<probe::ResumeRequest>) -> Result<Response<probe::ResumeReply>, Status> {
+        Err(Status::unimplemented("for the test"))
+    }
+}
+
+#[tokio::test]
+async fn a_reading_is_as_old_as_the_probe_says_and_one_that_fails_alone_is_soon_forgotten() {
+    let mut controller = Controller::start().await;
+    let node = Node::new();
+    node.identity(&controller, "token");
+    let probe = SlowProbe::default();
+    probe.serve(&node);
+    let _agent = node.agent(&controller);
+    let mut session = controller.session().await;
+    session.inventory(NvmlState::Ready).await;
+    let sample = session.sample_of(SLOW_GPU).await;
+    assert!(sample.age_ms >= SLOW_MS, "{} ms", sample.age_ms);
+
+    probe.0.store(true, Ordering::SeqCst);
+    session.inventory(NvmlState::ProbeUnavailable).await;
+    session.inventory(NvmlState::Ready).await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_core::freshness;
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
 
 /// Reads NVIDIA GPUs through NVML for the berth-agent beside it.
 #[derive(Debug, Parser)]
@@ -37,7 +38,7 @@ pub struct Serve {
     /// Deadline of one NVML call.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = DEFAULT_CALL_TIMEOUT)]
     pub call_timeout: Duration,
-    /// error, warn, info, debug or trace.
+    /// error, warn, info, debug or trace; RUST_LOG, which may also name targets, wins.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,
 }
@@ -59,9 +60,44 @@ fn duration(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err(wrong()) } else { Ok(duration) }
 }
 
+/// What is logged: RUST_LOG where it says something that can be read, or else everything from `level` up.
+pub fn log_filter(rust_log: Option<&str>, level: tracing::Level) -> Targets {
+    rust_log
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(level))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rust_log_wins_over_the_level() {
+        use tracing::Level;
+        for (rust_log, own, others) in [
+            (None, Level::INFO, Level::INFO),
+            (Some(""), Level::INFO, Level::INFO),
+            (Some("berth_probe=nonsense"), Level::INFO, Level::INFO),
+            (Some("debug"), Level::DEBUG, Level::DEBUG),
+            (Some("warn,berth_probe::link=trace"), Level::TRACE, Level::WARN),
+        ] {
+            let filter = log_filter(rust_log, Level::INFO);
+            for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
+                assert_eq!(
+                    filter.would_enable("berth_probe::link", &level),
+                    level <= own,
+                    "{rust_log:?} {level}"
+                );
+                assert_eq!(
+                    filter.would_enable("h2", &level),
+                    level <= others,
+                    "{rust_log:?} {level}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn durations() {

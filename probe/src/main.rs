@@ -27,6 +27,8 @@ mod worker;
 use anyhow::Context as _;
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{Args, Command, Serve};
 
@@ -34,10 +36,13 @@ fn main() -> anyhow::Result<()> {
     let Args {
         command: Command::Serve(serve),
     } = Args::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(serve.log_level)
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(false)
+        .with_ansi(false);
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(args::log_filter(rust_log.as_deref(), serve.log_level))
         .init();
     limit_heap();
     tokio::runtime::Builder::new_current_thread()

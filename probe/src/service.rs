@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::pin::Pin;
 
-use berth_core::facts::NvmlStatus;
+use berth_core::facts::{GpuSample, NvmlStatus};
 use berth_proto::probe::v1 as wire;
 use berth_proto::v1;
 use tokio::net::UnixListener;
@@ -95,7 +95,17 @@ impl wire::probe_server::Probe for Service {
         Ok(Response::new(wire::SampleReply {
             state: wire_state(&answer.status),
             message: answer.status.message,
-            gpus: found.samples.into_iter().map(Into::into).collect(),
+            gpus: found
+                .samples
+                .into_iter()
+                .map(|(sample, at)| {
+                    GpuSample {
+                        age: at.elapsed(),
+                        ..sample
+                    }
+                    .into()
+                })
+                .collect(),
             stuck_calls: answer.stuck_calls,
             lost: found
                 .lost

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_core::facts::{Fabric, Gpu, GpuSample, Mig, MigDevice, NvidiaDriver, NvmlState, NvmlStatus};
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
@@ -69,8 +69,8 @@ pub struct Inventory {
 /// What one round of readings found.
 #[derive(Debug, Clone, Default)]
 pub struct Readings {
-    /// GPUs, and MIG devices after theirs.
-    pub samples: Vec<GpuSample>,
+    /// GPUs, and MIG devices after theirs, with the time from which on they were read. Others may have taken long after that.
+    pub samples: Vec<(GpuSample, Instant)>,
     /// GPUs that are gone: UUID and what NVML says.
     pub lost: Vec<(String, String)>,
 }
@@ -332,8 +332,9 @@ impl Session {
     pub fn sample(&self, clock: &CallClock) -> Result<Readings, Broken> {
         let mut readings = Readings::default();
         for known in &self.gpus {
+            let at = Instant::now();
             match known.sample(&self.nvml, clock) {
-                Ok(samples) => readings.samples.extend(samples),
+                Ok(samples) => readings.samples.extend(samples.into_iter().map(|sample| (sample, at))),
                 Err(Stop::Lost(error)) => readings.lost.push((known.facts.uuid.clone(), error)),
                 Err(Stop::Broken(broken)) => return Err(broken),
             }

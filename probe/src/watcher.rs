@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{GpuEvent, GpuEventKind, NvmlState, NvmlStatus};
+use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, NvmlState, NvmlStatus};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper_sys::bindings::{
@@ -41,8 +41,61 @@ struct Shared {
 struct Watch {
     nvml: Arc<Nvml>,
     set: nvmlEventSet_t,
-    /// UUID and PCI address by the handle's address.
-    gpus: HashMap<usize, (String, Option<String>)>,
+    /// By the handle's address; those without events, too.
+    gpus: HashMap<usize, Source>,
+}
+
+/// A GPU that may tell something.
+struct Source {
+    handle: nvmlDevice_t,
+    uuid: String,
+    pci_address: Option<String>,
+}
+
+impl Source {
+    fn new(handle: nvmlDevice_t, gpu: &Gpu) -> Self {
+        Self {
+            handle,
+            uuid: gpu.uuid.clone(),
+            pci_address: gpu.pci_address.clone(),
+        }
+    }
+}
+
+/// Waits in a row that may fail before the event set is made anew.
+const FAILED_WAITS: u32 = 3;
+
+/// A new event set, and how many GPUs are in it. `first`: of several tries, the one that people are told of.
+fn register(
+    nvml: &Nvml,
+    gpus: &HashMap<usize, Source>,
+    clock: &CallClock,
+    first: bool,
+) -> Result<(nvmlEventSet_t, usize), NvmlError> {
+    let mut set: nvmlEventSet_t = std::ptr::null_mut();
+    raw!(nvml, clock, nvmlEventSetCreate(&raw mut set))?;
+    let mut registered = 0;
+    for gpu in gpus.values() {
+        let mut types = 0;
+        // A GPU without events (or one that is gone) must not cost the others theirs.
+        match raw!(
+            nvml,
+            clock,
+            nvmlDeviceGetSupportedEventTypes(gpu.handle, &raw mut types)
+        )
+        .and_then(|()| {
+            raw!(
+                nvml,
+                clock,
+                nvmlDeviceRegisterEvents(gpu.handle, types & (XID | DOUBLE_BIT | MIG_CONFIG), set)
+            )
+        }) {
+            Ok(()) => registered += 1,
+            Err(error) if first => tracing::warn!(uuid = gpu.uuid, %error, "no events from this GPU"),
+            Err(error) => tracing::debug!(uuid = gpu.uuid, %error, "still no events from this GPU"),
+        }
+    }
+    Ok((set, registered))
 }
 
 // SAFETY: NVML is thread-safe; an event set may be used by one thread at a time, and it goes to the thread that alone uses it from then on.
@@ -51,36 +104,14 @@ unsafe impl Send for Watch {}
 impl Watcher {
     /// Registers for the events of every GPU that has any, and starts a thread that tells them to `feed`. `None`: there is nothing to wait for.
     pub fn start(session: &Session, clock: &CallClock, feed: Feed) -> Result<Option<Self>, NvmlError> {
-        let mut set: nvmlEventSet_t = std::ptr::null_mut();
-        raw!(session.nvml, clock, nvmlEventSetCreate(&raw mut set))?;
-        let mut watch = Watch {
-            nvml: Arc::clone(&session.nvml),
-            set,
-            gpus: HashMap::new(),
-        };
-        for (handle, gpu) in session.handles() {
-            let mut types = 0;
-            // A GPU without events (or one that is gone) must not cost the others theirs.
-            if let Err(error) = raw!(
-                session.nvml,
-                clock,
-                nvmlDeviceGetSupportedEventTypes(handle, &raw mut types)
-            )
-            .and_then(|()| {
-                raw!(
-                    session.nvml,
-                    clock,
-                    nvmlDeviceRegisterEvents(handle, types & (XID | DOUBLE_BIT | MIG_CONFIG), set)
-                )
-            }) {
-                tracing::warn!(uuid = gpu.uuid, %error, "no events from this GPU");
-                continue;
-            }
-            watch
-                .gpus
-                .insert(handle.addr(), (gpu.uuid.clone(), gpu.pci_address.clone()));
-        }
-        if watch.gpus.is_empty() {
+        let gpus = session
+            .handles()
+            .map(|(handle, gpu)| (handle.addr(), Source::new(handle, gpu)))
+            .collect();
+        let nvml = Arc::clone(&session.nvml);
+        let (set, registered) = register(&nvml, &gpus, clock, true)?;
+        let watch = Watch { nvml, set, gpus };
+        if registered == 0 {
             watch.free(clock);
             return Ok(None);
         }
@@ -145,7 +176,8 @@ impl Shared {
 }
 
 impl Watch {
-    fn run(self, me: &Shared, feed: &Feed) {
+    fn run(mut self, me: &Shared, feed: &Feed) {
+        let mut failed = 0;
         while !me.stop.load(Ordering::SeqCst) {
             let mut data = nvmlEventData_t {
                 device: std::ptr::null_mut(),
@@ -160,11 +192,20 @@ impl Watch {
                 me.clock,
                 nvmlEventSetWait_v2(self.set, &raw mut data, timeout)
             ) {
-                Ok(()) => feed.tell(self.item(data)),
-                Err(NvmlError::Timeout) => {}
+                Ok(()) => {
+                    failed = 0;
+                    feed.tell(self.item(data));
+                }
+                Err(NvmlError::Timeout) => failed = 0,
                 // The keeper notices by itself that NVML is gone, and stops this thread; until then, no busy loop.
                 Err(error) => {
-                    tracing::debug!(%error, "waiting for events");
+                    failed += 1;
+                    if failed == FAILED_WAITS {
+                        tracing::warn!(%error, "waiting for events fails: registering anew");
+                    }
+                    if failed % FAILED_WAITS == 0 {
+                        self.renew(&me.clock, failed == FAILED_WAITS);
+                    }
                     std::thread::sleep(WAIT);
                 }
             }
@@ -172,18 +213,36 @@ impl Watch {
         self.free(&me.clock);
     }
 
-    fn free(self, clock: &CallClock) {
+    /// One GPU that is gone may fail the wait for all: a new event set of those that still register.
+    fn renew(&mut self, clock: &CallClock, first: bool) {
+        match register(&self.nvml, &self.gpus, clock, first) {
+            Ok((set, registered)) => {
+                tracing::debug!(registered, of = self.gpus.len(), "a new event set");
+                self.free_set(clock);
+                self.set = set;
+            }
+            Err(error) => tracing::debug!(%error, "no new event set"),
+        }
+    }
+
+    fn free_set(&self, clock: &CallClock) {
         let freed = raw!(self.nvml, clock, nvmlEventSetFree(self.set));
         if let Err(error) = freed {
             tracing::debug!(%error, "freeing the event set");
         }
+    }
+
+    fn free(self, clock: &CallClock) {
+        self.free_set(clock);
         // Where this is the library's last user, the library is closed here, and that is a call like any other.
         clock.run("nvmlShutdown", || drop(self));
     }
 
     fn item(&self, data: nvmlEventData_t) -> Item {
         let device: nvmlDevice_t = data.device;
-        let (uuid, pci_address) = self.gpus.get(&device.addr()).cloned().unzip();
+        let source = self.gpus.get(&device.addr());
+        let uuid = source.map(|gpu| gpu.uuid.clone());
+        let pci_address = source.and_then(|gpu| gpu.pci_address.clone());
         let kind = match data.eventType {
             XID => GpuEventKind::Xid(data.eventData),
             DOUBLE_BIT => GpuEventKind::Other("EccDoubleBit".into()),
@@ -200,7 +259,7 @@ impl Watch {
         let event = GpuEvent {
             kind,
             uuid,
-            pci_address: pci_address.flatten(),
+            pci_address,
             age: Duration::ZERO,
             source: "nvml".into(),
             detail: String::new(),

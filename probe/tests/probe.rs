@@ -281,6 +281,22 @@ async fn a_part_without_mig_and_fabric_has_none_and_absent_readings_stay_absent(
 }
 
 #[tokio::test]
+async fn a_reading_ages_while_the_other_gpus_are_read() {
+    let (mut node, _) = Node::ready("T4", 2).await;
+    let delay = Duration::from_millis(100);
+    let slow = Fault {
+        gpu: Some(1),
+        ..Fault::of("nvmlDeviceGetPowerUsage", Effect::DelayMs(100))
+    };
+    node.edit(|s| s.faults = vec![slow]);
+    let start = Instant::now();
+    let sample = node.sample().await;
+    let ages: Vec<_> = sample.gpus.iter().map(|g| Duration::from_millis(g.age_ms)).collect();
+    assert!(ages[0] >= delay && ages[0] >= ages[1], "{ages:?}");
+    assert!(ages[0] <= start.elapsed(), "{ages:?}");
+}
+
+#[tokio::test]
 async fn mig_devices_are_read_and_a_change_is_told() {
     let (mut node, _) = Node::ready("A100-SXM4-40GB", 1).await;
     let mut events = node.events().await;
@@ -396,6 +412,24 @@ async fn events_arrive_and_those_that_nobody_heard_wait() {
     let event = next_event(&mut events).await;
     assert_eq!(event.kind, Some(v1::gpu_event::Kind::Other("EccDoubleBit".into())));
     assert_eq!(event.uuid.as_ref(), Some(&state.gpus[0].uuid));
+}
+
+#[tokio::test]
+async fn a_gpu_that_fails_the_wait_for_events_does_not_silence_the_others() {
+    let (mut node, state) = Node::ready("H100-80GB-HBM3", 2).await;
+    let mut events = node.events().await;
+    node.edit(|s| s.faults = vec![Fault::of_gpu(0, Effect::Error(code::GPU_IS_LOST))]);
+    // An event of the time without a set is lost with it: tell until one gets through.
+    let uuid = state.gpus[1].uuid.clone();
+    let start = Instant::now();
+    loop {
+        node.edit(|s| s.gpus[1].push_xid(48));
+        if let Ok(event) = tokio::time::timeout(Duration::from_millis(500), next_event(&mut events)).await {
+            assert_eq!(event.uuid, Some(uuid));
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "no event");
+    }
 }
 
 #[tokio::test]

@@ -156,6 +156,10 @@ fn wait(function: &str, set: nvmlEventSet_t, data: *mut nvmlEventData_t, timeout
     let set = find(set)?;
     loop {
         let state = gate_open(function, None)?;
+        // As the driver does: one GPU that is gone fails the wait for all that are in the set.
+        for &gpu in lock(&set.devices).keys() {
+            gate_open(function, Some(gpu))?;
+        }
         if let Some(event) = next(&set, &state) {
             return put(data, event);
         }
