@@ -98,6 +98,13 @@ pub const ACCESS: &[Access] = &[
     ),
     row(
         Scope::Cluster,
+        "",
+        "configmaps",
+        &["list", "watch", "get", "create", "patch", "delete"],
+        "Engine configuration files of AIDeployments and AIModelMaps; the CA that agents trust, old and new.",
+    ),
+    row(
+        Scope::Cluster,
         "node.k8s.io",
         "runtimeclasses",
         &["list", "watch"],
@@ -123,6 +130,30 @@ pub const ACCESS: &[Access] = &[
             Scope::Cluster,
             PREMLABS,
             "aideployments/finalizers",
+            &["update"],
+            "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
+        )
+    },
+    row(
+        Scope::Cluster,
+        PREMLABS,
+        "aimodelmaps",
+        &["list", "watch"],
+        "Serve the kind, and resolve the references of AIDeployments.",
+    ),
+    row(
+        Scope::Cluster,
+        PREMLABS,
+        "aimodelmaps/status",
+        &["patch"],
+        "Report on it.",
+    ),
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            PREMLABS,
+            "aimodelmaps/finalizers",
             &["update"],
             "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
         )
@@ -182,20 +213,6 @@ pub const ACCESS: &[Access] = &[
         "secrets",
         &["get", "patch"],
         "Read and rotate CA and certificate.",
-    ),
-    row(
-        Scope::OwnNamespace,
-        "",
-        "configmaps",
-        &["create"],
-        "Make the ConfigMap that publishes the CA.",
-    ),
-    row(
-        Scope::OwnObject("berth-ca"),
-        "",
-        "configmaps",
-        &["get", "patch"],
-        "Publish the CA, old and new, to the agents.",
     ),
 ];
 

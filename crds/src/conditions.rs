@@ -90,6 +90,8 @@ reasons! {
     NameTaken,
     /// The original operator still writes a child.
     AnotherOperatorActive,
+    /// An API that the spec needs is not installed in this cluster; the message says which.
+    ApiNotInstalled,
     /// `berth.dev/paused` is set.
     Paused,
     /// The API server refused a child; the message is its answer.
@@ -141,6 +143,8 @@ reasons! {
     Conflict,
     /// Labels could not be written on some nodes.
     WriteFailed,
+    /// The installation only observes: nothing is written on nodes; the message says what would be.
+    Observed,
     /// Rules of this object's namespace are not allowed by the administrator.
     NamespaceNotAllowed,
     // Events on pods and nodes

@@ -29,6 +29,11 @@ pub const PAUSED: &str = "berth.dev/paused";
 /// Annotation on an owner: apply children even where adoption would leave a pod template alone.
 pub const REAPPLY: &str = "berth.dev/reapply";
 
+/// Annotation on an AIModelMap: namespaces, comma-separated, whose AIDeployments may refer to it besides its own; `*`: all.
+pub const ALLOW_FROM: &str = "berth.dev/allow-from";
+/// Pod annotation: hash of the engine's configuration files, so that pods are made anew when one changes. Absent without such files.
+pub const CONFIG_HASH: &str = "berth.dev/config-hash";
+
 /// Label on every child object (never in a pod template or a selector).
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`].
@@ -60,6 +65,10 @@ pub mod managers {
     pub const AIDEPLOYMENT: &str = "berth/aideployment";
     /// Status of AIDeployments.
     pub const AIDEPLOYMENT_STATUS: &str = "berth/aideployment-status";
+    /// ConfigMaps of AIModelMaps.
+    pub const AIMODELMAP: &str = "berth/aimodelmap";
+    /// Status of AIModelMaps.
+    pub const AIMODELMAP_STATUS: &str = "berth/aimodelmap-status";
     /// Status of AutoNodeLabelers.
     pub const AUTONODELABELER_STATUS: &str = "berth/autonodelabeler-status";
 

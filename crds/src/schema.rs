@@ -16,6 +16,7 @@ pub const MAX_CRD_BYTES: usize = 256 * 1024;
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         finish(premlabs::AIDeployment::crd()),
+        finish(premlabs::AIModelMap::crd()),
         finish(premlabs::AutoNodeLabeler::crd()),
     ]
 }
@@ -159,6 +160,17 @@ mod tests {
         );
         let memory = property(&aid, &["spec", "deployment", "accelerator", "memory"]);
         assert_eq!(memory["x-kubernetes-int-or-string"], json!(true), "{memory}");
+    }
+
+    #[test]
+    fn a_variant_is_named_as_in_the_original() {
+        let map = manifest(&all()[1]);
+        for list in ["localai", "vllm", "deepspeed-mii", "tensor_rt"] {
+            let item = &property(&map, &["spec", list])["items"];
+            assert_eq!(item["required"], json!(["variant"]), "{list}");
+            let pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+            assert_eq!(item["properties"]["variant"]["pattern"], pattern, "{list}");
+        }
     }
 
     #[test]

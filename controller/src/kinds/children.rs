@@ -27,11 +27,13 @@ pub enum Kind {
     Service,
     /// networking.k8s.io/v1
     Ingress,
+    /// v1
+    ConfigMap,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress];
+    pub const ALL: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
 
     /// As in manifests.
     pub fn as_str(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Kind {
             Self::Deployment => "Deployment",
             Self::Service => "Service",
             Self::Ingress => "Ingress",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 
@@ -48,6 +51,7 @@ impl Kind {
             Self::Deployment => ("apps", "deployments"),
             Self::Service => ("", "services"),
             Self::Ingress => ("networking.k8s.io", "ingresses"),
+            Self::ConfigMap => ("", "configmaps"),
         };
         let group_version = if group.is_empty() {
             "v1".into()

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec, ResourceRequirements};
+use k8s_openapi::api::apps::v1::DeploymentStrategy;
+use k8s_openapi::api::core::v1::{
+    EnvVar, HostPathVolumeSource, PersistentVolumeClaimVolumeSource, PodTemplateSpec, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -50,12 +53,18 @@ pub struct AIDeploymentSpec {
     /// Arguments appended after those that the engine needs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Labels and annotations of the Service.
+    /// Labels, annotations and type of the Service.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<ObjectExtras>,
-    /// Labels, annotations and TLS of the Ingress.
+    pub service: Option<ServiceOptions>,
+    /// Labels, annotations, class and TLS of the Ingress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<IngressOptions>,
+    /// Publish the endpoints by a Gateway API HTTPRoute instead of an Ingress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayOptions>,
+    /// Where the engine keeps the models that it downloads. Absent: in the pod, and gone with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ModelCache>,
     /// How the pods run: hardware, resources, replicas, probes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployment: Option<DeploymentOptions>,
@@ -84,21 +93,35 @@ pub struct Engine {
     pub options: BTreeMap<String, String>,
 }
 
-/// Labels and annotations to put on a child object.
+/// Options of the Service.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct ObjectExtras {
-    /// Labels of the object.
+pub struct ServiceOptions {
+    /// Labels of the Service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations of the object.
+    /// Annotations of the Service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// How the Service is published. Absent: `ClusterIP`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<ServiceType>,
+}
+
+/// Values of `service.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServiceType {
+    /// Inside the cluster.
+    ClusterIP,
+    /// On a port of every node.
+    NodePort,
+    /// By the cloud's load balancer.
+    LoadBalancer,
 }
 
 /// Options of the Ingress.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct IngressOptions {
     /// Labels of the Ingress.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -109,6 +132,44 @@ pub struct IngressOptions {
     /// Serve all endpoints by TLS with the Secret `<name>-tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<bool>,
+    /// IngressClass. Absent: the cluster's default, or what the annotations say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<String>,
+}
+
+/// How endpoints are published by the Gateway API.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayOptions {
+    /// Gateways that the HTTPRoute attaches to, one or more.
+    #[schemars(length(min = 1, max = 32))]
+    pub parent_refs: Vec<ParentReference>,
+}
+
+/// A Gateway, as in `spec.parentRefs` of an HTTPRoute.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentReference {
+    /// Name of the Gateway.
+    pub name: String,
+    /// Its namespace. Absent: the AIDeployment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Listener of the Gateway. Absent: every one that allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
+
+/// A directory that outlives the pods, for downloaded models. Give one of the two.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ModelCache {
+    /// A PersistentVolumeClaim of the namespace. With more than one replica it has to be ReadWriteMany.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<PersistentVolumeClaimVolumeSource>,
+    /// A directory of the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<HostPathVolumeSource>,
 }
 
 /// How the pods run.
@@ -148,6 +209,12 @@ pub struct DeploymentOptions {
     /// Who picks the node, and what happens when none fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// How pods are replaced by those of a new version. Absent: chosen so that full nodes cannot block it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<DeploymentStrategy>,
+    /// Seconds that the engine may take to start, downloads included. Absent: as long as its startup probe allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup_timeout_seconds: Option<i32>,
 }
 
 /// The GPUs that each replica needs.
@@ -171,6 +238,9 @@ pub struct Accelerator {
     /// GPUs per replica, where `resources` does not say. Absent: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<i32>,
+    /// MIG slices of this profile instead of whole GPUs, e.g. `1g.10gb`; `count` is then their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig_profile: Option<String>,
 }
 
 impl Accelerator {

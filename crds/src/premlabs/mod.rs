@@ -4,9 +4,11 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod aideployment;
+pub mod aimodelmap;
 pub mod autonodelabeler;
 
 pub use aideployment::{AIDeployment, AIDeploymentSpec, AIDeploymentStatus};
+pub use aimodelmap::{AIModelMap, AIModelMapSpec, AIModelMapStatus};
 pub use autonodelabeler::{AutoNodeLabeler, AutoNodeLabelerSpec, AutoNodeLabelerStatus};
 
 /// Label and annotation keys of the original operator that users and selectors rely on.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use berth_crds::premlabs::keys;
 
+use super::build::engines::config_map_name;
 use crate::cluster::{ObjectKey, Picture, Pod};
 use crate::kinds::children::{Child, Children, Kind};
 use crate::placement::Outcome;
@@ -17,6 +18,8 @@ pub struct Observed {
     pub service: Option<Child>,
     /// Its Ingress.
     pub ingress: Option<Child>,
+    /// Its ConfigMap with the engine's files.
+    pub config_map: Option<Child>,
     /// Its pods that are not finished and not being deleted, by name, each with what placement concluded on it.
     pub pods: Vec<(Pod, Option<Outcome>)>,
     /// RuntimeClasses of the cluster; `None`: not known.
@@ -34,6 +37,7 @@ pub fn fetch(
         deployment: children.get(Kind::Deployment, key),
         service: children.get(Kind::Service, key),
         ingress: children.get(Kind::Ingress, key),
+        config_map: children.get(Kind::ConfigMap, &(key.0.clone(), config_map_name(&key.1))),
         pods: pods(key, picture),
         runtime_classes,
     }

@@ -1,12 +1,15 @@
 //! AIDeployments for tests.
 
+use std::collections::BTreeMap;
+
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::PlacementPolicy;
 use serde_json::{Value, json};
 
 use super::build::{Children, build};
 use super::fetch::Observed;
-use super::validate::{Defaults, Validated, validate};
+use super::models::Maps;
+use super::validate::{Defaults, Surroundings, Validated, validate};
 use crate::kinds::problems::Problems;
 use crate::kinds::subset::pruned;
 
@@ -26,14 +29,22 @@ pub fn from_json(name: &str, spec: Value) -> AIDeployment {
     .unwrap()
 }
 
-/// Read with the installation's default policy Managed.
+/// What an installation sets that sets nothing.
+pub fn defaults() -> Defaults {
+    Defaults {
+        policy: PlacementPolicy::Managed,
+        images: BTreeMap::new(),
+    }
+}
+
+/// Read with [`defaults`] and without maps.
 pub fn read(object: &AIDeployment) -> Result<Validated, Problems> {
-    validate(
-        object,
-        Defaults {
-            policy: PlacementPolicy::Managed,
-        },
-    )
+    read_with(object, &defaults(), &Maps::default())
+}
+
+/// Read with these.
+pub fn read_with(object: &AIDeployment, defaults: &Defaults, maps: &Maps) -> Result<Validated, Problems> {
+    validate(object, Surroundings { defaults, maps })
 }
 
 /// The children as they are applied, before marks are added.

@@ -9,10 +9,12 @@ pub mod build;
 pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
+pub mod models;
 pub mod serve;
 pub mod status;
 pub mod validate;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_crds::names;
@@ -25,8 +27,9 @@ use serde_json::json;
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
+use self::models::Maps;
 use self::status::{Acceptance, View};
-use self::validate::{Defaults, Validated, validate};
+use self::validate::{Defaults, Surroundings, Validated, validate};
 use super::apply::{Applied, Intent, Writer, timed};
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
@@ -62,8 +65,13 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
     let observed = observe(&key, room);
     let defaults = Defaults {
         policy: room.context.settings.placement_default,
+        images: BTreeMap::new(),
     };
-    let (acceptance, outcome) = match validate(object, defaults) {
+    let around = Surroundings {
+        defaults: &defaults,
+        maps: &Maps::default(),
+    };
+    let (acceptance, outcome) = match validate(object, around) {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
@@ -91,7 +99,7 @@ fn observe(key: &ObjectKey, room: &Room) -> Observed {
     fetch::fetch(key, &room.children, &room.context.cluster.read(), runtime_classes)
 }
 
-/// The Deployment goes first: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
+/// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
 async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
@@ -102,38 +110,45 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
         owner: &model.owner,
     };
     let Wanted {
+        config_map,
         deployment,
         service,
         ingress,
     } = build::build(model, observed);
     let wanted = [
-        (Kind::Deployment, as_value(&deployment), &observed.deployment),
-        (Kind::Service, as_value(&service), &observed.service),
+        (Kind::ConfigMap, config_map.as_ref().map(as_value), &observed.config_map),
+        (Kind::Deployment, Some(as_value(&deployment)), &observed.deployment),
+        (Kind::Service, Some(as_value(&service)), &observed.service),
+        (Kind::Ingress, ingress.as_ref().map(as_value), &observed.ingress),
     ];
-    let ingress_wanted = ingress
-        .as_ref()
-        .map(|i| (Kind::Ingress, as_value(i), &observed.ingress));
-    for (kind, object, seen) in wanted.into_iter().chain(ingress_wanted) {
-        let intent = Intent::new(kind, &model.owner, object);
+    for (kind, object, seen) in &wanted {
+        let (kind, Some(object)) = (*kind, object) else {
+            continue;
+        };
+        let intent = Intent::new(kind, &model.owner, object.clone());
         let settled = memory.settled.get(&kind).cloned().unwrap_or_default();
         match writer.apply(&intent, seen.as_ref(), &settled).await? {
             Applied::Kept => {}
             Applied::Written { child, settled } => {
                 tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
-                room.children.observe(kind, &key, &child);
+                let child_key = (intent.namespace.clone(), intent.name.clone());
+                room.children.observe(kind, &child_key, &child);
                 room.memories.change(&key, |m| {
                     m.settled.insert(kind, settled);
                 });
             }
         }
     }
-    if ingress.is_none() {
-        let seen = observed.ingress.as_ref();
-        if writer.prune(Kind::Ingress, &key.0, &key.1, seen).await? {
+    // What is no longer wanted goes last, when nothing points at it any more.
+    for (kind, object, seen) in &wanted {
+        let (None, Some(seen)) = (object, seen) else { continue };
+        let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
+        if writer.prune(*kind, &key.0, name, Some(seen)).await? {
             tracing::info!(
+                kind = kind.as_str(),
                 namespace = key.0,
-                name = key.1,
-                "deleted the Ingress: no endpoints are left"
+                name,
+                "deleted: the spec no longer asks for it"
             );
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use berth_crds::premlabs::keys;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::networking::v1::{
     HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule, IngressServiceBackend, IngressSpec,
     IngressTLS, ServiceBackendPort,
@@ -16,12 +16,15 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use self::engines::config_map_name;
 use super::fetch::Observed;
 use super::validate::Validated;
 
 /// The children of one AIDeployment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Children {
+    /// Files of the engine, where it has any.
+    pub config_map: Option<ConfigMap>,
     /// The pods.
     pub deployment: Deployment,
     /// Their address in the cluster.
@@ -33,6 +36,7 @@ pub struct Children {
 /// The children as they should be.
 pub fn build(model: &Validated, observed: &Observed) -> Children {
     Children {
+        config_map: config_map(model),
         deployment: deployment(model, observed),
         service: service(model),
         ingress: ingress(model),
@@ -43,6 +47,19 @@ pub fn build(model: &Validated, observed: &Observed) -> Children {
 #[allow(clippy::unnecessary_wraps)]
 fn replicas(model: &Validated, _observed: &Observed) -> Option<i32> {
     Some(model.replicas)
+}
+
+fn config_map(model: &Validated) -> Option<ConfigMap> {
+    let files = &model.serving.config_files;
+    let data = files.iter().map(|file| (file.key.clone(), file.text.clone()));
+    (!files.is_empty()).then(|| ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(config_map_name(&model.name)),
+            ..metadata(model)
+        },
+        data: Some(data.collect()),
+        ..ConfigMap::default()
+    })
 }
 
 fn deployment(model: &Validated, observed: &Observed) -> Deployment {

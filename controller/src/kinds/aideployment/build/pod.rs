@@ -5,6 +5,9 @@ use berth_crds::premlabs::keys;
 use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
+use sha2::{Digest, Sha256};
+
+use super::engines::ConfigFile;
 use super::{node_affinity, selector};
 use crate::kinds::aideployment::validate::{Placing, Validated};
 
@@ -43,6 +46,9 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
     // Last: without it the selector would not find the pods.
     labels.extend(selector(&model.name));
 
+    if let Some(hash) = config_hash(&serving.config_files) {
+        annotations.insert(names::CONFIG_HASH.into(), hash);
+    }
     match &model.placing {
         Placing::Unmanaged => {}
         Placing::Managed(asked) => {
@@ -59,6 +65,19 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
         }),
         spec: Some(spec),
     }
+}
+
+/// A running pod does not see that its files changed: their hash in the template makes new pods. Without files there is none, so that the
+/// template is the original's.
+fn config_hash(files: &[ConfigFile]) -> Option<String> {
+    let mut hash = Sha256::new();
+    for part in files.iter().flat_map(|f| [&f.key, &f.text]) {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    // Half of it is far more than enough to tell versions apart.
+    (!files.is_empty()).then(|| digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn gate(spec: &mut PodSpec) {

@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 use berth_crds::conditions::Reason;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
-    AIDeploymentSpec, DeploymentOptions, IngressOptions, ObjectExtras, PlacementPolicy,
+    AIDeploymentSpec, DeploymentOptions, IngressOptions, PlacementPolicy, ServiceOptions,
 };
 use berth_crds::premlabs::keys;
 use k8s_openapi::api::core::v1::{EnvVar, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
-use super::build::engines::{ENGINES, ModelField, NOT_YET, Serving, template_containers};
+use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
+use super::models::{self, Maps};
+use crate::cluster::ObjectKey;
 use crate::kinds::problems::{Findings, Problems};
 
 pub use gpu::Placing;
@@ -52,7 +54,7 @@ pub struct Validated {
     /// Hosts of the Ingress; the port of each is in `serving`.
     pub hosts: Vec<String>,
     /// Labels and annotations of the Service.
-    pub service: ObjectExtras,
+    pub service: ServiceOptions,
     /// Labels, annotations and TLS of the Ingress.
     pub ingress: IngressOptions,
     /// What is accepted and has no effect.
@@ -60,14 +62,34 @@ pub struct Validated {
 }
 
 /// What the spec leaves to the installation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
     /// Who places pods that ask for a GPU.
     pub policy: PlacementPolicy,
+    /// Images by engine, where they are not the original's.
+    pub images: BTreeMap<String, Image>,
+}
+
+/// An engine's image, in parts as options give it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Without tag.
+    pub repository: Option<String>,
+    /// Tag.
+    pub tag: Option<String>,
+}
+
+/// What an AIDeployment is read with.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// What the installation sets.
+    pub defaults: &'a Defaults,
+    /// AIModelMaps that the spec names.
+    pub maps: &'a Maps,
 }
 
 /// Reads an AIDeployment.
-pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, Problems> {
+pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Validated, Problems> {
     let mut findings = Findings::default();
     let name = object.metadata.name.clone().unwrap_or_default();
     names::service_name(&name, &mut findings);
@@ -75,7 +97,9 @@ pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, 
     let none = DeploymentOptions::default();
     let options = spec.deployment.as_ref().unwrap_or(&none);
 
-    let serving = engine(spec, &mut findings);
+    let namespace = object.metadata.namespace.clone().unwrap_or_default();
+    let own = (namespace, name.clone());
+    let serving = engine(&own, spec, around, &mut findings);
     other_serving_containers(spec, serving.as_ref(), &mut findings);
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
@@ -112,7 +136,7 @@ pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, 
     if let Some(count) = gpus {
         resources::set_gpus(&mut resources, count);
     }
-    let placing = gpu::placing(options, gpus, defaults.policy, &node_selector, &mut findings);
+    let placing = gpu::placing(options, gpus, around.defaults.policy, &node_selector, &mut findings);
 
     let Findings { problems, ignored } = findings;
     if !problems.is_empty() {
@@ -127,7 +151,7 @@ pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, 
 
     let template_metadata = template.metadata.unwrap_or_default();
     Ok(Validated {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        namespace: own.0,
         owner: OwnerReference {
             block_owner_deletion: Some(true),
             ..object.controller_owner_ref(&()).unwrap_or_default()
@@ -148,7 +172,12 @@ pub fn validate(object: &AIDeployment, defaults: Defaults) -> Result<Validated, 
     })
 }
 
-fn engine(spec: &AIDeploymentSpec, findings: &mut Findings) -> Option<Serving> {
+fn engine(
+    own: &ObjectKey,
+    spec: &AIDeploymentSpec,
+    around: Surroundings<'_>,
+    findings: &mut Findings,
+) -> Option<Serving> {
     let served = || ENGINES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
     let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
     let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
@@ -196,7 +225,17 @@ fn engine(spec: &AIDeploymentSpec, findings: &mut Findings) -> Option<Serving> {
             findings.ignored(format_args!("spec.models[{i}].options"), "no engine reads them");
         }
     }
-    (engine.read)(spec, findings)
+    let models = match reads_models {
+        true => models::resolve(own, spec, around.maps, findings),
+        false => Vec::new(),
+    };
+    let asked = Asked {
+        name: &own.1,
+        spec,
+        models: &models,
+        defaults: around.defaults,
+    };
+    (engine.read)(&asked, findings)
 }
 
 /// The name `serving` belongs to one container.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kinds::aideployment::fixtures::{aideployment, from_json, read};
+use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, read, read_with};
 
 /// A vllm spec with `deployment` as given.
 fn with(deployment: &str) -> String {
@@ -176,7 +176,8 @@ fn only_fields_of_ours_become_annotations() {
 fn the_policy_is_the_installations_unless_the_object_says() {
     let policy = |deployment: &str, policy| {
         let object = aideployment("m", &with(deployment));
-        validate(&object, Defaults { policy }).unwrap().placing
+        let defaults = Defaults { policy, ..defaults() };
+        read_with(&object, &defaults, &Maps::default()).unwrap().placing
     };
     let gpu = "{accelerator: {interface: CUDA}}";
     assert_eq!(policy(gpu, PlacementPolicy::Scheduler), Placing::Unmanaged);

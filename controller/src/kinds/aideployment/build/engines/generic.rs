@@ -6,7 +6,7 @@ use berth_crds::premlabs::keys;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Engine, Serving, template_containers};
+use super::{Asked, Engine, Serving, template_containers};
 use crate::kinds::problems::Findings;
 
 /// Service port where nothing says which port the program listens on, as in the original.
@@ -20,7 +20,8 @@ pub const ENGINE: Engine = Engine {
     read,
 };
 
-fn read(spec: &AIDeploymentSpec, findings: &mut Findings) -> Option<Serving> {
+fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
+    let spec = asked.spec;
     for (i, model) in spec.models.iter().enumerate() {
         if model.model_map_ref.is_some() {
             findings.problems.push(

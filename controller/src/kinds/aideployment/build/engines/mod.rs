@@ -5,12 +5,13 @@ mod vllm;
 
 use std::collections::BTreeMap;
 
-use berth_crds::conditions::Reason;
-use berth_crds::premlabs::aideployment::{AIDeploymentSpec, Model};
+use berth_crds::premlabs::aideployment::AIDeploymentSpec;
 use berth_crds::premlabs::keys;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::kinds::aideployment::models::ResolvedModel;
+use crate::kinds::aideployment::validate::{Defaults, Image};
 use crate::kinds::problems::Findings;
 
 /// Engines that are served.
@@ -27,8 +28,21 @@ pub struct Engine {
     pub options: &'static [&'static str],
     /// Fields of `spec.models[]` beside `uri` that it reads.
     pub model_fields: &'static [ModelField],
-    /// Reads a spec; `None` only where it found a problem.
-    pub read: fn(&AIDeploymentSpec, &mut Findings) -> Option<Serving>,
+    /// Reads what is asked of it; `None` only where it found a problem.
+    pub read: fn(&Asked<'_>, &mut Findings) -> Option<Serving>,
+}
+
+/// What an AIDeployment asks of its engine.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Name of the AIDeployment.
+    pub name: &'a str,
+    /// Its spec. The models are below, with what their maps add.
+    pub spec: &'a AIDeploymentSpec,
+    /// Models in the order of the spec.
+    pub models: &'a [ResolvedModel],
+    /// What the installation sets.
+    pub defaults: &'a Defaults,
 }
 
 /// Fields of a model that only some engines read.
@@ -52,10 +66,26 @@ pub struct Serving {
     pub init_containers: Vec<Container>,
     /// Come after the template's; one of the template that has the same name stands instead.
     pub volumes: Vec<Volume>,
+    /// Files for the engine, rendered into the ConfigMap of [`config_map_name`].
+    pub config_files: Vec<ConfigFile>,
     /// Port of each endpoint, in their order.
     pub endpoint_ports: Vec<u16>,
     /// Ports of the Service: one or more, distinct.
     pub service_ports: Vec<u16>,
+}
+
+/// A configuration file of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Key in the ConfigMap: `<engine>-<variant>-engineConfigFile`, as in the ConfigMaps of AIModelMaps.
+    pub key: String,
+    /// Text of the file.
+    pub text: String,
+}
+
+/// Name of the ConfigMap with the engine's files. Not the AIDeployment's own: AIModelMaps make ConfigMaps of their names.
+pub fn config_map_name(aideployment: &str) -> String {
+    format!("{aideployment}-engine-config")
 }
 
 impl Serving {
@@ -120,16 +150,21 @@ fn option<'a>(spec: &'a AIDeploymentSpec, key: &str) -> Option<&'a str> {
     options?.get(key).map(|v| v.trim()).filter(|v| !v.is_empty())
 }
 
-/// The engine's image: the options' parts over the engine's own, unless a template names an image and the options do not.
-fn image(spec: &AIDeploymentSpec, container: &Container, repository: &str, tag: &str) -> String {
-    let (wanted_repository, wanted_tag) = (option(spec, "imageRepository"), option(spec, "imageTag"));
+/// The engine's image: the options' parts over the installation's, over the engine's own, unless a template names an image and the options
+/// do not.
+fn image(asked: &Asked<'_>, engine: &str, container: &Container, repository: &str, tag: &str) -> String {
+    let (wanted_repository, wanted_tag) = (option(asked.spec, "imageRepository"), option(asked.spec, "imageTag"));
     match (&container.image, wanted_repository, wanted_tag) {
         (Some(own), None, None) if !own.is_empty() => own.clone(),
-        _ => format!(
-            "{}:{}",
-            wanted_repository.unwrap_or(repository),
-            wanted_tag.unwrap_or(tag)
-        ),
+        _ => {
+            let installed = asked.defaults.images.get(engine);
+            let of = |part: fn(&Image) -> &Option<String>| installed.and_then(|i| part(i).as_deref());
+            format!(
+                "{}:{}",
+                wanted_repository.or(of(|i| &i.repository)).unwrap_or(repository),
+                wanted_tag.or(of(|i| &i.tag)).unwrap_or(tag)
+            )
+        }
     }
 }
 
@@ -146,40 +181,30 @@ fn http_probe(path: &str, port: u16) -> Probe {
 }
 
 /// The one model of an engine that serves exactly one, with its uri.
-fn one_model<'a>(engine: &str, spec: &'a AIDeploymentSpec, findings: &mut Findings) -> Option<(&'a Model, &'a str)> {
-    if spec.models.len() != 1 {
+fn one_model<'a>(engine: &str, asked: &Asked<'a>, findings: &mut Findings) -> Option<(&'a ResolvedModel, &'a str)> {
+    if asked.models.len() != 1 {
         findings.invalid(
             "spec.models",
-            format_args!("{} models are given and {engine} serves exactly one", spec.models.len()),
+            format_args!(
+                "{} models are given and {engine} serves exactly one",
+                asked.models.len()
+            ),
             "give one",
         );
     }
-    let uris: Vec<_> = (0..spec.models.len()).map(|i| uri(spec, i, findings)).collect();
-    match (spec.models.as_slice(), uris.as_slice()) {
+    let uris: Vec<_> = asked.models.iter().map(|model| uri(model, findings)).collect();
+    match (asked.models, uris.as_slice()) {
         ([model], [Some(uri)]) => Some((model, uri)),
         _ => None,
     }
 }
 
 /// The uri of a model.
-fn uri<'a>(spec: &'a AIDeploymentSpec, index: usize, findings: &mut Findings) -> Option<&'a str> {
-    let model = &spec.models[index];
-    if let Some(reference) = &model.model_map_ref {
-        findings.problems.push(
-            Reason::ReferenceNotFound,
-            format!("spec.models[{index}].modelMapRef"),
-            format_args!(
-                "names AIModelMap {:?}, and this version of Berth does not serve AIModelMaps",
-                reference.name
-            ),
-            "write the model's uri here",
-        );
-        return None;
-    }
-    let uri = model.uri.as_deref().map(str::trim).filter(|u| !u.is_empty());
+fn uri<'a>(model: &'a ResolvedModel, findings: &mut Findings) -> Option<&'a str> {
+    let uri = model.uri.as_deref();
     if uri.is_none() {
         findings.invalid(
-            format!("spec.models[{index}].uri"),
+            format!("{}.uri", model.path()),
             "is empty",
             "name the model, e.g. mistralai/Mistral-7B-v0.1",
         );

@@ -3,7 +3,7 @@
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
-use super::{Engine, ModelField, Serving, http_probe, image, one_model, option};
+use super::{Asked, Engine, ModelField, Serving, http_probe, image, one_model, option};
 use crate::kinds::problems::Findings;
 
 /// Port of the server in the image.
@@ -19,8 +19,9 @@ pub const ENGINE: Engine = Engine {
     read,
 };
 
-fn read(spec: &AIDeploymentSpec, findings: &mut Findings) -> Option<Serving> {
-    let model = one_model(ENGINE.name, spec, findings);
+fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
+    let spec = asked.spec;
+    let model = one_model(ENGINE.name, asked, findings);
     let dtype = argument(
         "dtype",
         "dataType",
@@ -53,7 +54,7 @@ fn read(spec: &AIDeploymentSpec, findings: &mut Findings) -> Option<Serving> {
         MODELS,
     );
     let container = &mut serving.container;
-    container.image = Some(image(spec, container, "vllm/vllm-openai", "latest"));
+    container.image = Some(image(asked, ENGINE.name, container, "vllm/vllm-openai", "latest"));
     container.image_pull_policy = Some("Always".into());
     container.args = Some(args);
     let probe = || http_probe("/health", PORT);
