@@ -182,13 +182,12 @@ fn http_probe(path: &str, port: u16) -> Probe {
 
 /// The one model of an engine that serves exactly one, with its uri.
 fn one_model<'a>(engine: &str, asked: &Asked<'a>, findings: &mut Findings) -> Option<(&'a ResolvedModel, &'a str)> {
-    if asked.models.len() != 1 {
+    // Those of the spec: one that could not be resolved is a problem of its own.
+    let given = asked.spec.models.len();
+    if given != 1 {
         findings.invalid(
             "spec.models",
-            format_args!(
-                "{} models are given and {engine} serves exactly one",
-                asked.models.len()
-            ),
+            format_args!("{given} models are given and {engine} serves exactly one"),
             "give one",
         );
     }
