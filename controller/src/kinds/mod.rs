@@ -9,6 +9,7 @@
 //! status ◄── notices, memory, error (when to look again)
 //! ```
 
+mod acceptance;
 mod aideployment;
 mod apply;
 mod autonodelabeler;
@@ -17,10 +18,12 @@ mod error;
 #[cfg(test)]
 mod examples;
 mod memory;
+mod pods;
 mod problems;
 mod runtime_classes;
 mod status;
 mod subset;
+mod workload;
 
 use std::sync::Arc;
 

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use berth_crds::premlabs::keys;
-
 use super::build::engines::config_map_name;
-use crate::cluster::{ObjectKey, Picture, Pod};
+use crate::cluster::{ObjectKey, Picture, Pod, Served};
 use crate::kinds::children::{Child, Children, Kind};
+use crate::kinds::pods;
 use crate::placement::Outcome;
 
 /// The surroundings of one AIDeployment.
@@ -38,34 +37,14 @@ pub fn fetch(
         service: children.get(Kind::Service, key),
         ingress: children.get(Kind::Ingress, key),
         config_map: children.get(Kind::ConfigMap, &(key.0.clone(), config_map_name(&key.1))),
-        pods: pods(key, picture),
+        pods: pods::of_deployment((Served::AIDeployment, key), &key.1, picture),
         runtime_classes,
     }
 }
 
-fn pods(key: &ObjectKey, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
-    let uids = picture.pods_of.get(key).into_iter().flatten();
-    let mut pods: Vec<_> = uids
-        .filter_map(|uid| picture.pods.get(uid))
-        .filter(|pod| !pod.terminating && is_of_deployment(pod, &key.1))
-        .map(|pod| (pod.clone(), picture.outcomes.get(&pod.uid).cloned()))
-        .collect();
-    pods.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-    pods
-}
-
-/// Whether a pod that carries the label is of the Deployment, and not one that somebody labelled: its ReplicaSet is named
-/// `<deployment>-<hash>`.
-fn is_of_deployment(pod: &Pod, name: &str) -> bool {
-    pod.labels.get(keys::AI_DEPLOYMENT).is_some_and(|n| n == name)
-        && pod.controller.as_ref().is_some_and(|owner| {
-            let hash = owner.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
-            owner.kind == "ReplicaSet" && hash.is_some_and(|hash| !hash.contains('-'))
-        })
-}
-
 #[cfg(test)]
 mod tests {
+    use berth_crds::premlabs::keys;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
