@@ -24,7 +24,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 pub use node::Node;
 #[cfg(test)]
 pub use pod::Scheduling;
-pub use pod::{Container, Pod, PodKey, Served};
+pub use pod::{Container, Pod, PodKey, Served, class_list, compute_capability};
 pub use queue::Queue;
 pub use watch::run as watch;
 

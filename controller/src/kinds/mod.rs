@@ -17,6 +17,7 @@ mod children;
 mod error;
 #[cfg(test)]
 mod examples;
+mod gpus;
 mod memory;
 mod pods;
 mod problems;

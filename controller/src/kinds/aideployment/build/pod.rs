@@ -2,7 +2,7 @@
 
 use berth_crds::names;
 use berth_crds::premlabs::keys;
-use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use sha2::{Digest, Sha256};
@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::engines::ConfigFile;
 use super::{node_affinity, selector};
 use crate::kinds::aideployment::validate::{Placing, Validated};
+use crate::kinds::gpus::gate;
 
 /// The template of all pods.
 pub fn template(model: &Validated) -> PodTemplateSpec {
@@ -78,15 +79,6 @@ fn config_hash(files: &[ConfigFile]) -> Option<String> {
     let digest = hash.finalize();
     // Half of it is far more than enough to tell versions apart.
     (!files.is_empty()).then(|| digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn gate(spec: &mut PodSpec) {
-    let gates = spec.scheduling_gates.get_or_insert_default();
-    if !gates.iter().any(|g| g.name == names::GATE) {
-        gates.push(PodSchedulingGate {
-            name: names::GATE.into(),
-        });
-    }
 }
 
 fn spread() -> TopologySpreadConstraint {

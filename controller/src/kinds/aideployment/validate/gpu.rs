@@ -7,7 +7,7 @@ use berth_crds::premlabs::aideployment::{Accelerator, DeploymentOptions, OnNoFit
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::resources::amount;
+use crate::kinds::gpus::{amount, is_class};
 use crate::kinds::problems::Findings;
 
 /// Most GPUs that one pod can ask for: far above any machine, far below overflow.
@@ -210,13 +210,4 @@ fn wish(accelerator: &Accelerator, has_placement: bool, findings: &mut Findings)
         memory,
         capability: version.filter(|_| has_placement),
     }
-}
-
-/// What the label's value can be: the slugs that Berth makes are lower-case label values.
-fn is_class(class: &str) -> bool {
-    let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    class.len() <= 63
-        && class.starts_with(is_end)
-        && class.ends_with(is_end)
-        && class.chars().all(|c| is_end(c) || matches!(c, '-' | '.' | '_'))
 }

@@ -22,6 +22,7 @@ use kube::Resource;
 use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
 use super::models::{self, Maps};
 use crate::cluster::ObjectKey;
+use crate::kinds::gpus;
 use crate::kinds::problems::{Findings, Problems};
 
 pub use gpu::Placing;
@@ -134,7 +135,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);
     let gpus = gpu::count(options, &resources, &mut findings);
     if let Some(count) = gpus {
-        resources::set_gpus(&mut resources, count);
+        gpus::set_gpus(&mut resources, count);
     }
     let placing = gpu::placing(options, gpus, around.defaults.policy, &node_selector, &mut findings);
 

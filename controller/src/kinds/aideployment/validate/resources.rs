@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use berth_crds::names;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube_quantity::ParsedQuantity;
 
+use crate::kinds::gpus::amount;
 use crate::kinds::problems::Findings;
 
 type Amounts = BTreeMap<String, Quantity>;
@@ -46,24 +45,4 @@ fn overlaid(base: Option<Amounts>, over: Option<Amounts>) -> Option<Amounts> {
     let mut amounts = base.unwrap_or_default();
     amounts.extend(over.unwrap_or_default());
     (!amounts.is_empty()).then_some(amounts)
-}
-
-/// Requests and limits of GPUs are one number in Kubernetes.
-pub fn set_gpus(resources: &mut ResourceRequirements, count: u32) {
-    for amounts in [&mut resources.requests, &mut resources.limits] {
-        amounts
-            .get_or_insert_default()
-            .insert(names::NVIDIA_GPU.into(), Quantity(count.to_string()));
-    }
-}
-
-/// A quantity in its unit; `None`: it is none.
-pub fn amount(quantity: &Quantity) -> Option<f64> {
-    // Longer ones are no honest quantity, and the grammar is ASCII.
-    let text = quantity.0.trim();
-    if text.is_empty() || text.len() > 64 || !text.is_ascii() {
-        return None;
-    }
-    let value = ParsedQuantity::try_from(text).ok()?.to_bytes_f64()?;
-    value.is_finite().then_some(value)
 }
