@@ -29,11 +29,29 @@ pub enum Kind {
     Ingress,
     /// v1
     ConfigMap,
+    /// v1
+    ServiceAccount,
+    /// rbac.authorization.k8s.io/v1
+    Role,
+    /// rbac.authorization.k8s.io/v1
+    RoleBinding,
+    /// keda.sh/v1alpha1; not installed in every cluster.
+    ScaledObject,
+    /// keda.sh/v1alpha1; not installed in every cluster.
+    TriggerAuthentication,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
+    pub const ALL: &'static [Kind] = &[
+        Self::Deployment,
+        Self::Service,
+        Self::Ingress,
+        Self::ConfigMap,
+        Self::ServiceAccount,
+        Self::Role,
+        Self::RoleBinding,
+    ];
 
     /// As in manifests.
     pub fn as_str(self) -> &'static str {
@@ -42,26 +60,35 @@ impl Kind {
             Self::Service => "Service",
             Self::Ingress => "Ingress",
             Self::ConfigMap => "ConfigMap",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Role => "Role",
+            Self::RoleBinding => "RoleBinding",
+            Self::ScaledObject => "ScaledObject",
+            Self::TriggerAuthentication => "TriggerAuthentication",
         }
     }
 
     /// Where the API serves it.
     pub fn resource(self) -> ApiResource {
-        let (group, plural) = match self {
-            Self::Deployment => ("apps", "deployments"),
-            Self::Service => ("", "services"),
-            Self::Ingress => ("networking.k8s.io", "ingresses"),
-            Self::ConfigMap => ("", "configmaps"),
-        };
-        let group_version = if group.is_empty() {
-            "v1".into()
-        } else {
-            format!("{group}/v1")
+        let (group, version, plural) = match self {
+            Self::Deployment => ("apps", "v1", "deployments"),
+            Self::Service => ("", "v1", "services"),
+            Self::Ingress => ("networking.k8s.io", "v1", "ingresses"),
+            Self::ConfigMap => ("", "v1", "configmaps"),
+            Self::ServiceAccount => ("", "v1", "serviceaccounts"),
+            Self::Role => ("rbac.authorization.k8s.io", "v1", "roles"),
+            Self::RoleBinding => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
+            Self::ScaledObject => ("keda.sh", "v1alpha1", "scaledobjects"),
+            Self::TriggerAuthentication => ("keda.sh", "v1alpha1", "triggerauthentications"),
         };
         ApiResource {
             group: group.into(),
-            version: "v1".into(),
-            api_version: group_version,
+            version: version.into(),
+            api_version: if group.is_empty() {
+                version.into()
+            } else {
+                format!("{group}/{version}")
+            },
             kind: self.as_str().into(),
             plural: plural.into(),
         }
@@ -153,6 +180,11 @@ impl Children {
         let object: DynamicObject = serde_json::from_str(text).ok()?;
         drop(kept);
         Some(Child::new(object))
+    }
+
+    /// Whether the API of a kind is there, as far as is known.
+    pub fn is_served(&self, kind: Kind) -> bool {
+        Kind::ALL.contains(&kind)
     }
 
     /// The owners of all children of a kind.

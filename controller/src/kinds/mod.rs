@@ -11,9 +11,11 @@
 
 mod acceptance;
 mod aideployment;
+mod aimodel;
 mod apply;
 mod autonodelabeler;
 mod children;
+mod dns;
 mod error;
 #[cfg(test)]
 mod examples;
