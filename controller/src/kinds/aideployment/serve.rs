@@ -79,6 +79,6 @@ impl watch::Room for Room {
     }
 
     async fn look(&self, object: &AIDeployment) -> Result<(), Error> {
-        reconcile(object, self).await
+        Box::pin(reconcile(object, self)).await
     }
 }

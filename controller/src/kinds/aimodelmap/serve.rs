@@ -51,7 +51,7 @@ impl watch::Room for Room {
     }
 
     async fn look(&self, object: &AIModelMap) -> Result<(), Error> {
-        reconcile(object, self).await
+        Box::pin(reconcile(object, self)).await
     }
 }
 
