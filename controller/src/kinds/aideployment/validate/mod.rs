@@ -22,7 +22,6 @@ use kube::Resource;
 use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
 use super::models::{self, Maps};
 use crate::cluster::ObjectKey;
-use crate::kinds::config_map;
 use crate::kinds::problems::{Findings, Problems};
 
 pub use gpu::Placing;
@@ -236,19 +235,7 @@ fn engine(
         models: &models,
         defaults: around.defaults,
     };
-    let serving = (engine.read)(&asked, findings)?;
-    let bytes: usize = serving.config_files.iter().map(|f| f.text.len()).sum();
-    if bytes > config_map::MAX_BYTES {
-        findings.invalid(
-            "spec.models",
-            format_args!(
-                "their configuration files have {bytes} bytes, and a ConfigMap holds {}",
-                config_map::MAX_BYTES
-            ),
-            "shorten the files, or serve fewer models in one AIDeployment",
-        );
-    }
-    Some(serving)
+    (engine.read)(&asked, findings)
 }
 
 /// The name `serving` belongs to one container.
