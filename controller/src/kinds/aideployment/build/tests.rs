@@ -1,6 +1,9 @@
 use serde_json::{Value, json};
 
-use crate::kinds::aideployment::fixtures::{aideployment, children, read, sent};
+use super::build;
+use super::engines::ConfigFile;
+use crate::kinds::aideployment::fetch::Observed;
+use crate::kinds::aideployment::fixtures::{aideployment, children, defaults, maps, model_map, read, read_with, sent};
 use crate::kinds::apply::Intent;
 use crate::kinds::children::Kind;
 
@@ -351,4 +354,87 @@ fn marks_of_a_child() {
         service["metadata"]["labels"]["app.kubernetes.io/managed-by"], "berth",
         "ours wins"
     );
+}
+
+/// What a map's edit comes to: another model makes other pods; whatever else changes in the map changes no child.
+#[test]
+fn only_an_edit_that_changes_the_resolved_model_changes_a_child() {
+    let object = aideployment(
+        "v",
+        "{engine: {name: vllm}, models: [{modelMapRef: {name: phi, variant: a}, quantization: awq}]}",
+    );
+    let built = |spec: Value, annotations: &[(&str, &str)]| {
+        let mut map = model_map("shop", "phi", spec);
+        let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        map.metadata.annotations = Some(annotations.collect());
+        let model = read_with(&object, &defaults(), &maps([map])).unwrap_or_else(|p| panic!("{p}"));
+        build(&model, &Observed::default())
+    };
+    let before = built(json!({"vllm": [{"variant": "a", "uri": "u"}]}), &[]);
+    let same = [
+        (
+            json!({"vllm": [{"variant": "b", "uri": "w"}, {"variant": "a", "uri": "u"}]}),
+            &[][..],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": "u", "quantization": "gptq"}]}),
+            &[],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": " u"}], "localai": [{"variant": "a", "uri": "w"}]}),
+            &[],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": "u"}]}),
+            &[("berth.dev/allow-from", "*"), ("example.com/note", "x")],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": "u", "engineConfigFile": "not read by vllm"}]}),
+            &[],
+        ),
+    ];
+    for (spec, annotations) in same {
+        assert_eq!(built(spec.clone(), annotations), before, "{spec}");
+    }
+    let after = built(json!({"vllm": [{"variant": "a", "uri": "w"}]}), &[]);
+    assert_ne!(after.deployment, before.deployment);
+    assert_eq!(after.service, before.service);
+}
+
+/// The files of an engine are in a ConfigMap of the AIDeployment's own namespace, and in the hash that makes new pods.
+#[test]
+fn another_file_makes_other_pods_and_the_same_file_the_same() {
+    let mut model = read(&aideployment("v", "{engine: {name: vllm}, models: [{uri: u}]}")).unwrap();
+    let mut with = |files: &[(&str, &str)]| {
+        let file = |(key, text): &(&str, &str)| ConfigFile {
+            key: (*key).into(),
+            text: (*text).into(),
+        };
+        model.serving.config_files = files.iter().map(file).collect();
+        let built = build(&model, &Observed::default());
+        let annotations = sent(&built.deployment)["spec"]["template"]["metadata"]["annotations"].clone();
+        (
+            built.config_map.as_ref().map(sent),
+            annotations["berth.dev/config-hash"].clone(),
+        )
+    };
+    let (config_map, hash) = with(&[]);
+    assert_eq!(
+        (config_map, hash),
+        (None, Value::Null),
+        "the template is the original's"
+    );
+    let (config_map, first) = with(&[("localai-a-engineConfigFile", "x: 1\n")]);
+    assert_eq!(
+        config_map.unwrap(),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "v-engine-config", "namespace": "shop"},
+            "data": {"localai-a-engineConfigFile": "x: 1\n"}})
+    );
+    assert_eq!(with(&[("localai-a-engineConfigFile", "x: 1\n")]).1, first);
+    for other in [
+        ("localai-a-engineConfigFile", "x: 2\n"),
+        ("localai-b-engineConfigFile", "x: 1\n"),
+    ] {
+        assert_ne!(with(&[other]).1, first, "{other:?}");
+    }
 }

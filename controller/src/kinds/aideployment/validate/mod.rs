@@ -227,7 +227,7 @@ fn engine(
         }
     }
     let models = match reads_models {
-        true => models::resolve(own, spec, around.maps, findings),
+        true => models::resolve(own, spec, engine, around.maps, findings),
         false => Vec::new(),
     };
     let asked = Asked {
