@@ -24,6 +24,7 @@ mod error;
 mod examples;
 mod gpus;
 mod memory;
+mod mlmodel;
 mod pods;
 mod problems;
 mod runtime_classes;

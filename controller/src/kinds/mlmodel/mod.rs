@@ -1,0 +1,3 @@
+//! MLModel: a model that is downloaded into a volume and served from there.
+
+pub mod download;
