@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use berth_crds::conditions::Reason;
 use berth_crds::premlabs::keys;
 
 use super::build::engines::config_map_name;
@@ -22,6 +23,14 @@ pub struct Observed {
     pub config_map: Option<Child>,
     /// Its pods that are not finished and not being deleted, by name, each with what placement concluded on it.
     pub pods: Vec<(Pod, Option<Outcome>)>,
+    /// Pods of the Deployment that are being deleted and still have their node.
+    pub leaving: usize,
+    /// A pod of one version of the template fits nowhere, and would if the pods of the other versions were gone.
+    pub fits_without_others: bool,
+    /// HorizontalPodAutoscaler that drives the Deployment.
+    pub autoscaler: Option<String>,
+    /// Its HTTPRoutes; `None`: the API is not installed.
+    pub http_routes: Option<Vec<Child>>,
     /// RuntimeClasses of the cluster; `None`: not known.
     pub runtime_classes: Option<BTreeSet<String>>,
 }
@@ -38,16 +47,46 @@ pub fn fetch(
         service: children.get(Kind::Service, key),
         ingress: children.get(Kind::Ingress, key),
         config_map: children.get(Kind::ConfigMap, &(key.0.clone(), config_map_name(&key.1))),
+        leaving: of_deployment(key, picture)
+            .filter(|pod| pod.terminating && pod.node.is_some())
+            .count(),
+        fits_without_others: fits_without_others(key, picture),
+        autoscaler: None,
+        http_routes: children
+            .is_served(Kind::HttpRoute)
+            .then(|| children.named_after(Kind::HttpRoute, key)),
         pods: pods(key, picture),
         runtime_classes,
     }
 }
 
-fn pods(key: &ObjectKey, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
+/// Whether it takes no more than the pods of the other versions to go for a waiting pod to find a node. Where it takes something else,
+/// such as a node of a class that there is none of, taking running pods away would help nobody.
+fn fits_without_others(key: &ObjectKey, picture: &Picture) -> bool {
+    let no_fit = |pod: &&Pod| {
+        let outcome = picture.outcomes.get(&pod.uid);
+        let waits = |o: &Outcome| matches!(o, Outcome::Waiting { reason: Reason::NoFit, .. });
+        pod.waits_for_us() && outcome.is_some_and(waits)
+    };
+    let mut waiting = of_deployment(key, picture).filter(|p| !p.terminating).filter(no_fit);
+    waiting.any(|pod| {
+        let version = pod.labels.get("pod-template-hash");
+        let others: Vec<&Pod> = of_deployment(key, picture)
+            .filter(|p| p.labels.get("pod-template-hash") != version && !p.terminating)
+            .collect();
+        crate::placement::fits_without(pod, &others, picture)
+    })
+}
+
+fn of_deployment<'a>(key: &'a ObjectKey, picture: &'a Picture) -> impl Iterator<Item = &'a Pod> {
     let uids = picture.pods_of.get(key).into_iter().flatten();
-    let mut pods: Vec<_> = uids
-        .filter_map(|uid| picture.pods.get(uid))
-        .filter(|pod| !pod.terminating && is_of_deployment(pod, &key.1))
+    uids.filter_map(|uid| picture.pods.get(uid))
+        .filter(|pod| is_of_deployment(pod, &key.1))
+}
+
+fn pods(key: &ObjectKey, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
+    let mut pods: Vec<_> = of_deployment(key, picture)
+        .filter(|pod| !pod.terminating)
         .map(|pod| (pod.clone(), picture.outcomes.get(&pod.uid).cloned()))
         .collect();
     pods.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));

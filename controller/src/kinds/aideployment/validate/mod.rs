@@ -25,6 +25,7 @@ use kube::Resource;
 
 use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
 use super::models::{self, Maps};
+pub use crate::args::Image;
 use crate::args::Settings;
 use crate::cluster::ObjectKey;
 use crate::kinds::problems::{Findings, Problems};
@@ -98,15 +99,6 @@ impl Defaults {
             gpu_tolerations: settings.gpu_tolerations.clone(),
         }
     }
-}
-
-/// An engine's image, in parts as options give it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Image {
-    /// Without tag.
-    pub repository: Option<String>,
-    /// Tag.
-    pub tag: Option<String>,
 }
 
 /// What an AIDeployment is read with.
