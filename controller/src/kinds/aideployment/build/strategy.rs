@@ -96,3 +96,7 @@ impl Rollout {
 fn version(pod: &Pod) -> Option<&String> {
     pod.labels.get(VERSION)
 }
+
+#[cfg(test)]
+#[path = "strategy_tests.rs"]
+mod tests;
