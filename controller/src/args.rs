@@ -186,14 +186,19 @@ mod tests {
         ];
         for (text, want) in cases {
             let got = engine_image(text).ok();
-            let got = got.as_ref().map(|(e, i)| (e.as_str(), i.repository.as_deref(), i.tag.as_deref()));
+            let got = got
+                .as_ref()
+                .map(|(e, i)| (e.as_str(), i.repository.as_deref(), i.tag.as_deref()));
             assert_eq!(got, *want, "{text}");
         }
     }
 
     #[test]
     fn tolerations_are_json() {
-        let args = Args::parse_from(["berth-controller", r#"--gpu-toleration={"key":"nvidia.com/gpu","operator":"Exists"}"#]);
+        let args = Args::parse_from([
+            "berth-controller",
+            r#"--gpu-toleration={"key":"nvidia.com/gpu","operator":"Exists"}"#,
+        ]);
         assert_eq!(args.settings.gpu_tolerations[0].key.as_deref(), Some("nvidia.com/gpu"));
         assert!(Args::try_parse_from(["berth-controller", "--gpu-toleration=all"]).is_err());
     }

@@ -106,7 +106,11 @@ impl Autoscalers {
 /// The Deployment that one drives. One that drives the AIDeployment writes the AIDeployment's spec, and that is all there is to it.
 fn target(object: &HorizontalPodAutoscaler) -> Option<String> {
     let target = &object.spec.as_ref()?.scale_target_ref;
-    let group = target.api_version.as_deref().and_then(|v| v.split_once('/')).map(|(group, _)| group);
+    let group = target
+        .api_version
+        .as_deref()
+        .and_then(|v| v.split_once('/'))
+        .map(|(group, _)| group);
     (object.metadata.deletion_timestamp.is_none() && target.kind == "Deployment" && group == Some("apps"))
         .then(|| target.name.clone())
 }
@@ -124,7 +128,11 @@ mod tests {
     use super::*;
 
     fn autoscaler(name: &str, kind: &str, target: &str) -> HorizontalPodAutoscaler {
-        let group = if kind == "Deployment" { "apps/v1" } else { "premlabs.io/v1alpha1" };
+        let group = if kind == "Deployment" {
+            "apps/v1"
+        } else {
+            "premlabs.io/v1alpha1"
+        };
         serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": name}, "spec": {
             "maxReplicas": 3, "scaleTargetRef": {"apiVersion": group, "kind": kind, "name": target}}}))
         .unwrap()
@@ -141,16 +149,22 @@ mod tests {
             Event::InitDone,
         ];
         let tell = |key: ObjectKey| told.lock().unwrap().push(key.1);
-        autoscalers.follow(futures::stream::iter(events.into_iter().map(Ok)), tell).await;
+        autoscalers
+            .follow(futures::stream::iter(events.into_iter().map(Ok)), tell)
+            .await;
         let of = |name: &str| autoscalers.of(&("shop".into(), name.into()));
         assert_eq!((of("m").as_deref(), of("n")), (Some("a"), None));
         assert_eq!(autoscalers.of(&("other".into(), "m".into())), None);
 
         let moved = vec![Event::Apply(autoscaler("a", "Deployment", "o"))];
-        autoscalers.follow(futures::stream::iter(moved.into_iter().map(Ok)), tell).await;
+        autoscalers
+            .follow(futures::stream::iter(moved.into_iter().map(Ok)), tell)
+            .await;
         assert_eq!((of("m"), of("o").as_deref()), (None, Some("a")));
         let gone = vec![Event::Init, Event::InitDone];
-        autoscalers.follow(futures::stream::iter(gone.into_iter().map(Ok)), tell).await;
+        autoscalers
+            .follow(futures::stream::iter(gone.into_iter().map(Ok)), tell)
+            .await;
         assert_eq!(of("o"), None);
         assert_eq!(*told.lock().unwrap(), ["m", "m", "o", "o"]);
     }

@@ -240,7 +240,9 @@ impl Children {
     pub async fn wait_synced(&self) {
         let mut synced = self.synced.subscribe();
         // The sender lives in self: waiting cannot fail.
-        let _ = synced.wait_for(|n| *n >= Kind::ALWAYS.len() + Kind::OPTIONAL.len()).await;
+        let _ = synced
+            .wait_for(|n| *n >= Kind::ALWAYS.len() + Kind::OPTIONAL.len())
+            .await;
     }
 
     /// Watches every kind, and tells the owner of each child that changed. Ends never.
@@ -518,5 +520,31 @@ mod tests {
         assert_eq!(told.len(), 3, "applied, listed, gone");
         let (children, _) = after(vec![Event::Apply(object("5")), Event::Delete(object("6"))]).await;
         assert_eq!(version(&children), None);
+    }
+
+    #[test]
+    fn names_with_a_number_belong_together() {
+        let children = Children::default();
+        for name in ["m", "m-81", "m-8a", "m-8081", "mm", "m-", "l"] {
+            let key = ("ns".to_owned(), name.to_owned());
+            children.keep(
+                Kind::HttpRoute,
+                key,
+                "1",
+                &json!({"metadata": {"name": name, "namespace": "ns"}}),
+            );
+        }
+        let found = children.named_after(Kind::HttpRoute, &("ns".into(), "m".into()));
+        let names: Vec<&str> = found
+            .iter()
+            .filter_map(|c| c.object["metadata"]["name"].as_str())
+            .collect();
+        assert_eq!(names, ["m", "m-8081", "m-81"]);
+        assert!(
+            children
+                .named_after(Kind::Service, &("ns".into(), "m".into()))
+                .is_empty()
+        );
+        assert!(!children.is_served(Kind::HttpRoute) && children.is_served(Kind::Service));
     }
 }

@@ -68,5 +68,11 @@ pub async fn run(context: Context) {
         autoscalers,
     };
     let aideployments = aideployment::serve::run(context, seen, changed.clone());
-    tokio::join!(watch_children, watch_classes, watch_autoscalers, labelers, aideployments);
+    tokio::join!(
+        watch_children,
+        watch_classes,
+        watch_autoscalers,
+        labelers,
+        aideployments
+    );
 }

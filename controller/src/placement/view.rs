@@ -87,7 +87,10 @@ fn empty(view: &mut NodeView, pod: &Pod) {
     let held: i64 = pod.ask.gpus().map(|(_, milli)| milli / 1000).sum();
     let Some(hardware) = &mut view.hardware else { return };
     for _ in 0..held {
-        let full = hardware.gpus.iter_mut().filter(|g| g.memory_free.is_some() && g.memory_free != g.memory_total);
+        let full = hardware
+            .gpus
+            .iter_mut()
+            .filter(|g| g.memory_free.is_some() && g.memory_free != g.memory_total);
         match full.min_by_key(|g| g.memory_free) {
             Some(gpu) => gpu.memory_free = gpu.memory_total,
             None => return,

@@ -65,7 +65,15 @@ pub fn fetch(
 fn fits_without_others(key: &ObjectKey, picture: &Picture) -> bool {
     let no_fit = |pod: &&Pod| {
         let outcome = picture.outcomes.get(&pod.uid);
-        let waits = |o: &Outcome| matches!(o, Outcome::Waiting { reason: Reason::NoFit, .. });
+        let waits = |o: &Outcome| {
+            matches!(
+                o,
+                Outcome::Waiting {
+                    reason: Reason::NoFit,
+                    ..
+                }
+            )
+        };
         pod.waits_for_us() && outcome.is_some_and(waits)
     };
     let mut waiting = of_deployment(key, picture).filter(|p| !p.terminating).filter(no_fit);
@@ -158,5 +166,73 @@ mod tests {
             ..pod("m-x-2", "m-x")
         });
         assert!(cluster.read().pods_of.is_empty());
+    }
+
+    /// A one-GPU node with `old` on it, and a waiting pod of another version.
+    fn full_node(new: impl FnOnce(&mut Pod)) -> Cluster {
+        let gpus = |n: i64| berth_core::placement::Resources([("nvidia.com/gpu".to_owned(), n * 1000)].into());
+        let versioned = |name: &str, version: &str| {
+            let mut pod = pod(name, "m-x");
+            pod.labels.insert("pod-template-hash".into(), version.into());
+            pod.requests = gpus(1);
+            pod.ask.requests = gpus(1);
+            pod
+        };
+        let cluster = Cluster::new();
+        cluster.apply_node(crate::cluster::Node {
+            name: "n".into(),
+            allocatable: gpus(1),
+            ..Default::default()
+        });
+        cluster.apply_pod(Pod {
+            node: Some("n".into()),
+            ready: true,
+            ..versioned("m-x-old", "a")
+        });
+        let mut waiting = Pod {
+            gates: vec![berth_crds::names::GATE.into()],
+            ..versioned("m-x-new", "b")
+        };
+        new(&mut waiting);
+        cluster.apply_pod(waiting);
+        let message = "no".into();
+        let reason = Reason::NoFit;
+        cluster.set_outcome(&"m-x-new".to_owned(), Outcome::Waiting { reason, message });
+        cluster
+    }
+
+    fn fits_without_others(cluster: &Cluster) -> bool {
+        let key = ("shop".to_owned(), "m".to_owned());
+        fetch(&key, &Children::default(), &cluster.read(), None).fits_without_others
+    }
+
+    #[test]
+    fn old_pods_are_in_the_way_only_where_their_going_helps() {
+        assert!(fits_without_others(&full_node(|_| {})));
+        let of_class = full_node(|new| new.ask.classes = vec!["b200".into()]);
+        assert!(
+            !fits_without_others(&of_class),
+            "no node has the class, with or without them"
+        );
+        let two = full_node(|new| {
+            new.ask.requests.0.insert("nvidia.com/gpu".into(), 2000);
+        });
+        assert!(!fits_without_others(&two), "the node has one GPU in all");
+        let same = full_node(|new| {
+            new.labels.insert("pod-template-hash".into(), "a".into());
+        });
+        assert!(
+            !fits_without_others(&same),
+            "more replicas of one version are no rollout"
+        );
+    }
+
+    #[test]
+    fn what_was_concluded_before_a_sibling_went_is_open_again() {
+        let cluster = full_node(|_| {});
+        cluster.delete_pod(&"m-x-old".to_owned());
+        let key = ("shop".to_owned(), "m".to_owned());
+        let observed = fetch(&key, &Children::default(), &cluster.read(), None);
+        assert_eq!(observed.pods[0].1, None);
     }
 }

@@ -147,12 +147,24 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
         (Kind::Ingress, ingress.as_ref().map(as_value), &observed.ingress),
     ];
     let seen_routes: Vec<Option<Child>> = observed.http_routes.iter().flatten().cloned().map(Some).collect();
-    let named = |name: &Value| seen_routes.iter().find(|c| c.as_ref().is_some_and(|c| c.object["metadata"]["name"] == *name));
+    let named = |name: &Value| {
+        seen_routes
+            .iter()
+            .find(|c| c.as_ref().is_some_and(|c| c.object["metadata"]["name"] == *name))
+    };
     if !lacks_gateways {
         for route in &http_routes {
-            wanted.push((Kind::HttpRoute, Some(route.clone()), named(&route["metadata"]["name"]).unwrap_or(&None)));
+            wanted.push((
+                Kind::HttpRoute,
+                Some(route.clone()),
+                named(&route["metadata"]["name"]).unwrap_or(&None),
+            ));
         }
-        let is_wanted = |child: &Child| http_routes.iter().any(|r| r["metadata"]["name"] == child.object["metadata"]["name"]);
+        let is_wanted = |child: &Child| {
+            http_routes
+                .iter()
+                .any(|r| r["metadata"]["name"] == child.object["metadata"]["name"])
+        };
         let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
         wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
     }
@@ -163,7 +175,8 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
         let intent = Intent::new(kind, &model.owner, object.clone());
         let slot = (kind, intent.name.clone());
         let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
-        if let (Kind::Deployment, Some(seen), None) = (kind, seen, object.pointer("/spec/replicas").filter(|n| !n.is_null()))
+        if let (Kind::Deployment, Some(seen), None) =
+            (kind, seen, object.pointer("/spec/replicas").filter(|n| !n.is_null()))
             && decide(&intent, &model.owner, Some(seen), &settled) == Decision::Update
         {
             hand_over_replicas(&writer, &intent, seen).await?;
@@ -217,7 +230,12 @@ async fn hand_over_replicas(writer: &Writer<'_>, intent: &Intent, seen: &Child) 
     let params = PatchParams::apply(names::managers::SCALING).force().validation_strict();
     let what = (intent.kind.as_str(), intent.namespace.as_str(), intent.name.as_str());
     let patch = Patch::Apply(&body);
-    timed("hand over the replicas of", what, api.patch(&intent.name, &params, &patch)).await?;
+    timed(
+        "hand over the replicas of",
+        what,
+        api.patch(&intent.name, &params, &patch),
+    )
+    .await?;
     Ok(())
 }
 

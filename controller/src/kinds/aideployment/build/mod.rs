@@ -189,3 +189,6 @@ fn with_name(model: &Validated, annotations: &BTreeMap<String, String>) -> BTree
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fields_tests;

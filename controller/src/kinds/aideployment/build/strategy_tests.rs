@@ -15,7 +15,11 @@ fn pod(name: &str, version: &str, node: Option<&str>) -> Pod {
         name: name.into(),
         labels: [(VERSION.to_owned(), version.to_owned())].into(),
         node: node.map(str::to_owned),
-        gates: if node.is_none() { vec![names::GATE.into()] } else { vec![] },
+        gates: if node.is_none() {
+            vec![names::GATE.into()]
+        } else {
+            vec![]
+        },
         ..Pod::default()
     }
 }
@@ -68,18 +72,36 @@ fn a_rollout_is_let_go_on_only_where_it_is_stuck() {
     let cases: Vec<(&str, Observed, Option<i32>)> = vec![
         ("nothing is there yet", Observed::default(), None),
         ("nothing is rolled out", observed(1, (1, 1), vec![old()]), None),
-        ("the new pod is not looked at yet", observed(1, (1, 2), vec![old(), new(None)]), None),
-        ("it waits, and others' pods are in the way", observed(1, (1, 2), vec![old(), new(no_fit())]), None),
-        ("it waits for the old one", stuck(observed(1, (1, 2), vec![old(), new(no_fit())])), Some(1)),
+        (
+            "the new pod is not looked at yet",
+            observed(1, (1, 2), vec![old(), new(None)]),
+            None,
+        ),
+        (
+            "it waits, and others' pods are in the way",
+            observed(1, (1, 2), vec![old(), new(no_fit())]),
+            None,
+        ),
+        (
+            "it waits for the old one",
+            stuck(observed(1, (1, 2), vec![old(), new(no_fit())])),
+            Some(1),
+        ),
         (
             "the old one is on its way out",
-            Observed { leaving: 1, ..allowing(observed(1, (1, 1), vec![new(no_fit())]), 1) },
+            Observed {
+                leaving: 1,
+                ..allowing(observed(1, (1, 1), vec![new(no_fit())]), 1)
+            },
             // One version is left: the rollout is over but for the new pod's start.
             None,
         ),
         (
             "one of two is on its way out",
-            stuck(Observed { leaving: 1, ..allowing(observed(2, (1, 2), vec![old(), new(no_fit())]), 1) }),
+            stuck(Observed {
+                leaving: 1,
+                ..allowing(observed(2, (1, 2), vec![old(), new(no_fit())]), 1)
+            }),
             Some(1),
         ),
         (
@@ -97,13 +119,25 @@ fn a_rollout_is_let_go_on_only_where_it_is_stuck() {
             allowing(observed(2, (1, 2), vec![old(), (pod("new", "b", Some("n")), None)]), 1),
             Some(1),
         ),
-        ("a new edit that the controller has not seen", {
-            let mut o = allowing(observed(1, (1, 1), vec![old()]), 1);
-            o.deployment.as_mut().unwrap().object["metadata"]["generation"] = 4.into();
-            o
-        }, Some(1)),
-        ("the rollout is over", allowing(observed(2, (2, 2), vec![old(), old()]), 2), None),
-        ("scaled to zero", stuck(allowing(observed(0, (0, 1), vec![old(), new(no_fit())]), 1)), None),
+        (
+            "a new edit that the controller has not seen",
+            {
+                let mut o = allowing(observed(1, (1, 1), vec![old()]), 1);
+                o.deployment.as_mut().unwrap().object["metadata"]["generation"] = 4.into();
+                o
+            },
+            Some(1),
+        ),
+        (
+            "the rollout is over",
+            allowing(observed(2, (2, 2), vec![old(), old()]), 2),
+            None,
+        ),
+        (
+            "scaled to zero",
+            stuck(allowing(observed(0, (0, 1), vec![old(), new(no_fit())]), 1)),
+            None,
+        ),
     ];
     for (name, observed, want) in cases {
         assert_eq!(may_be_missing(GPU, &observed), want, "{name}");
@@ -112,7 +146,11 @@ fn a_rollout_is_let_go_on_only_where_it_is_stuck() {
 
 #[test]
 fn an_explicit_strategy_wins_and_unmanaged_pods_have_the_apis() {
-    let stuck = stuck(observed(1, (1, 2), vec![(pod("old", "a", Some("n")), None), (pod("new", "b", None), no_fit())]));
+    let stuck = stuck(observed(
+        1,
+        (1, 2),
+        vec![(pod("old", "a", Some("n")), None), (pod("new", "b", None), no_fit())],
+    ));
     let explicit = GPU.replace("deployment: {", "deployment: {strategy: {type: Recreate}, ");
     let strategy_of = |spec: &str| strategy(&read(&aideployment("m", spec)).unwrap(), &stuck);
     assert_eq!(strategy_of(&explicit).unwrap().type_.as_deref(), Some("Recreate"));
@@ -209,7 +247,15 @@ fn no_rollout_blocks_itself_whatever_the_room_and_none_takes_more_away_than_it_n
             for size in 1..=2 {
                 let running = usize::try_from(replicas).unwrap();
                 let old: Vec<bool> = (0..running).map(|i| i < gpus).collect();
-                let mut world = World { replicas, gpus, size, old, new: vec![], ready: 0, allowed: None };
+                let mut world = World {
+                    replicas,
+                    gpus,
+                    size,
+                    old,
+                    new: vec![],
+                    ready: 0,
+                    allowed: None,
+                };
                 let at_first = world.available();
                 let mut least = at_first;
                 let name = format!("{replicas} replicas, {gpus} GPUs, {size} each");
@@ -222,16 +268,26 @@ fn no_rollout_blocks_itself_whatever_the_room_and_none_takes_more_away_than_it_n
                 }
                 let fit = (gpus / size).min(running);
                 if fit == 0 {
-                    assert_eq!(world.available(), at_first, "{name}: what can never fit takes nothing away");
+                    assert_eq!(
+                        world.available(),
+                        at_first,
+                        "{name}: what can never fit takes nothing away"
+                    );
                     continue;
                 }
                 assert_eq!(world.ready, fit, "{name}: as many new ones as fit");
                 let has_old = world.old.contains(&true);
                 assert!(!has_old || fit == 0, "{name}: an old one is left");
                 if gpus >= running * (1 + size) {
-                    assert!(least >= at_first - replicas / 4, "{name}: {least} of {at_first} with room for all");
+                    assert!(
+                        least >= at_first - replicas / 4,
+                        "{name}: {least} of {at_first} with room for all"
+                    );
                 } else if size == 1 {
-                    assert!(least >= (at_first - 1 - replicas / 4).max(0), "{name}: only {least} of {at_first} were left");
+                    assert!(
+                        least >= (at_first - 1 - replicas / 4).max(0),
+                        "{name}: only {least} of {at_first} were left"
+                    );
                 }
                 if fit == running {
                     assert_eq!(world.allowed, None, "{name}: the API's default is back");

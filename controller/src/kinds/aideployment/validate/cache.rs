@@ -16,13 +16,21 @@ const PATH: &str = "spec.cache";
 pub fn mount(cache: &ModelCache, name: &str, serving: &mut Serving, base: &mut PodSpec, findings: &mut Findings) {
     let Some(volume) = volume(cache, findings) else { return };
     let of_template = base.volumes.iter_mut().flatten();
-    let mut of_models = serving.volumes.iter_mut().chain(of_template).filter(|v| v.name == MODELS).peekable();
+    let mut of_models = serving
+        .volumes
+        .iter_mut()
+        .chain(of_template)
+        .filter(|v| v.name == MODELS)
+        .peekable();
     if of_models.peek().is_some() {
         of_models.for_each(|v| *v = volume.clone());
         return;
     }
     let mounts = serving.container.volume_mounts.get_or_insert_default();
-    if let Some(own) = mounts.iter().find(|m| matches!(m.mount_path.as_str(), HUGGING_FACE | "/models")) {
+    if let Some(own) = mounts
+        .iter()
+        .find(|m| matches!(m.mount_path.as_str(), HUGGING_FACE | "/models"))
+    {
         findings.ignored(
             PATH,
             format_args!("the template mounts its volume {:?} at {}", own.name, own.mount_path),
@@ -52,13 +60,27 @@ fn volume(cache: &ModelCache, findings: &mut Findings) -> Option<Volume> {
         ..Volume::default()
     };
     match (&cache.persistent_volume_claim, &cache.host_path) {
-        (None, None) => return problem("", "names neither a claim nor a path", "give persistentVolumeClaim or hostPath"),
+        (None, None) => {
+            return problem(
+                "",
+                "names neither a claim nor a path",
+                "give persistentVolumeClaim or hostPath",
+            );
+        }
         (Some(_), Some(_)) => return problem("", "names a claim and a path", "remove one of the two"),
         (Some(claim), None) if claim.claim_name.is_empty() => {
-            return problem(".persistentVolumeClaim.claimName", "is empty", "name a claim of the namespace");
+            return problem(
+                ".persistentVolumeClaim.claimName",
+                "is empty",
+                "name a claim of the namespace",
+            );
         }
         (None, Some(host)) if !host.path.starts_with('/') || host.path.split('/').any(|part| part == "..") => {
-            return problem(".hostPath.path", "is no absolute path without ..", "write it like /var/lib/models");
+            return problem(
+                ".hostPath.path",
+                "is no absolute path without ..",
+                "write it like /var/lib/models",
+            );
         }
         (Some(claim), None) => volume.persistent_volume_claim = Some(claim.clone()),
         (None, Some(host)) => {

@@ -9,8 +9,15 @@ const MOST_HOSTS: usize = 16;
 
 /// Gateways that publish the hosts; none: an Ingress does, or there are no hosts.
 pub fn parents(spec: &AIDeploymentSpec, findings: &mut Findings) -> Vec<ParentReference> {
-    let Some(gateway) = &spec.gateway else { return Vec::new() };
-    for (i, _) in gateway.parent_refs.iter().enumerate().filter(|(_, p)| p.name.is_empty()) {
+    let Some(gateway) = &spec.gateway else {
+        return Vec::new();
+    };
+    for (i, _) in gateway
+        .parent_refs
+        .iter()
+        .enumerate()
+        .filter(|(_, p)| p.name.is_empty())
+    {
         findings.invalid(
             format!("spec.gateway.parentRefs[{i}].name"),
             "is empty",
@@ -18,7 +25,11 @@ pub fn parents(spec: &AIDeploymentSpec, findings: &mut Findings) -> Vec<ParentRe
         );
     }
     if gateway.parent_refs.is_empty() {
-        findings.invalid("spec.gateway.parentRefs", "is empty", "name a Gateway, or remove spec.gateway");
+        findings.invalid(
+            "spec.gateway.parentRefs",
+            "is empty",
+            "name a Gateway, or remove spec.gateway",
+        );
     }
     if spec.endpoint.is_empty() {
         findings.ignored("spec.gateway", "there is no endpoint to publish");
@@ -27,7 +38,10 @@ pub fn parents(spec: &AIDeploymentSpec, findings: &mut Findings) -> Vec<ParentRe
     if spec.endpoint.len() > MOST_HOSTS {
         findings.invalid(
             "spec.endpoint",
-            format_args!("{} hosts are given, and an HTTPRoute takes {MOST_HOSTS}", spec.endpoint.len()),
+            format_args!(
+                "{} hosts are given, and an HTTPRoute takes {MOST_HOSTS}",
+                spec.endpoint.len()
+            ),
             "give fewer, or publish by an Ingress",
         );
     }

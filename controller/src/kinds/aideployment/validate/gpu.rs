@@ -311,7 +311,10 @@ fn slice_memory(wish: &mut Wish, gpus: &Gpus, findings: &mut Findings) {
         if has.is_some_and(|has| has < wanted) {
             findings.invalid(
                 format!("{ACCELERATOR}.memory"),
-                format_args!("{} is more than a slice {name} has", wish.memory.as_deref().unwrap_or_default()),
+                format_args!(
+                    "{} is more than a slice {name} has",
+                    wish.memory.as_deref().unwrap_or_default()
+                ),
                 "ask for a larger profile, or for less memory",
             );
         }

@@ -29,7 +29,10 @@ pub fn budget(container: &mut Container, options: &DeploymentOptions, findings: 
     match &mut container.startup_probe {
         None => findings.ignored(PATH, "the container has no startup probe"),
         Some(_) if overridden.is_some_and(|n| n != 0) => {
-            findings.ignored(PATH, "spec.deployment.startupProbe.failureThreshold is given, and counts");
+            findings.ignored(
+                PATH,
+                "spec.deployment.startupProbe.failureThreshold is given, and counts",
+            );
         }
         Some(probe) => {
             let delay = probe.initial_delay_seconds.unwrap_or(0).max(0);
