@@ -18,6 +18,8 @@ pub enum Acceptance {
     NameTaken(String),
     /// The API server refused a child; its answer.
     ApplyFailed(String),
+    /// Everything was done but what needs an API that this cluster does not have.
+    ApiNotInstalled(String),
 }
 
 impl Acceptance {
@@ -25,7 +27,7 @@ impl Acceptance {
     pub fn may_run_earlier(&self) -> bool {
         match self {
             Self::Invalid(_) | Self::NameTaken(_) | Self::ApplyFailed(_) => true,
-            Self::Valid(_) | Self::Paused => false,
+            Self::Valid(_) | Self::Paused | Self::ApiNotInstalled(_) => false,
         }
     }
 }
@@ -45,6 +47,7 @@ pub fn accepted(acceptance: &Acceptance) -> Desired {
         }
         Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
         Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
+        Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
     };
     Desired::new(Type::Accepted, status, reason, message)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth_crds::names;
-use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube_quantity::ParsedQuantity;
 
@@ -12,6 +12,9 @@ use crate::cluster::{class_list, compute_capability};
 
 /// Most GPUs that one pod can ask for: far above any machine.
 const MOST: u32 = 1024;
+
+/// GPUs of one pod by resource name; none: it needs none.
+pub type Gpus = BTreeMap<String, u32>;
 
 /// GPUs that an object asks for by annotations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +91,7 @@ fn not_classes(value: &str) -> Option<String> {
 
 impl Wish {
     /// Gives the GPUs to a container of the template, whose pods then wait for Berth to pick their node.
-    pub fn put_on(&self, template: &mut PodTemplateSpec, container: &str) {
+    pub fn put_on(&self, template: &mut PodTemplateSpec, container: &str, tolerations: &[Toleration]) {
         if !self.asked.is_empty() {
             let annotations = template
                 .metadata
@@ -99,10 +102,12 @@ impl Wish {
         }
         let spec = template.spec.get_or_insert_default();
         if let Some(container) = spec.containers.iter_mut().find(|c| c.name == container) {
-            set_gpus(container.resources.get_or_insert_default(), self.count);
+            let gpus = Gpus::from([(names::NVIDIA_GPU.to_owned(), self.count)]);
+            set_gpus(container.resources.get_or_insert_default(), &gpus);
         }
         spec.runtime_class_name
             .get_or_insert_with(|| names::NVIDIA_RUNTIME_CLASS.into());
+        tolerate(spec, tolerations);
         gate(spec);
     }
 }
@@ -117,12 +122,24 @@ pub fn gate(spec: &mut PodSpec) {
     }
 }
 
+/// The installation's tolerations, where the template does not have them already.
+pub fn tolerate(spec: &mut PodSpec, tolerations: &[Toleration]) {
+    for toleration in tolerations {
+        let own = spec.tolerations.get_or_insert_default();
+        if !own.contains(toleration) {
+            own.push(toleration.clone());
+        }
+    }
+}
+
 /// Requests and limits of GPUs are one number in Kubernetes.
-pub fn set_gpus(resources: &mut ResourceRequirements, count: u32) {
+pub fn set_gpus(resources: &mut ResourceRequirements, gpus: &Gpus) {
     for amounts in [&mut resources.requests, &mut resources.limits] {
-        amounts
-            .get_or_insert_default()
-            .insert(names::NVIDIA_GPU.into(), Quantity(count.to_string()));
+        for (name, count) in gpus {
+            amounts
+                .get_or_insert_default()
+                .insert(name.clone(), Quantity(count.to_string()));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! ```text
 //! watch           objects of a kind, and when they are looked at
 //! children        what Berth made, as last seen ─► wakes ┐
-//! runtime_classes                                        ├─► a kind's look at one object
+//! runtime_classes, autoscalers                           ├─► a kind's look at one object
 //! cluster         pods and placement's conclusions       ┘        │
 //! apply ◄── subset (does it still hold?) ◄── intents ◄────────────┘
 //! status ◄── notices, memory, error (when to look again)
@@ -16,6 +16,7 @@ mod aimodel;
 mod aimodelmap;
 mod apply;
 mod autonodelabeler;
+mod autoscalers;
 mod children;
 mod config_map;
 mod dns;
@@ -23,6 +24,7 @@ mod error;
 #[cfg(test)]
 mod examples;
 mod gpus;
+mod hands;
 mod memory;
 mod mlmodel;
 mod pods;
@@ -37,7 +39,9 @@ mod workload;
 use std::sync::Arc;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap};
+use berth_crds::youxam::AIModel;
 
+use crate::cluster::ObjectKey;
 use crate::context::Context;
 
 /// Serves every kind, until the process ends.
@@ -49,6 +53,7 @@ pub async fn run(context: Context) {
     let mut wakes = wakes::Wakes::default();
     let aideployments_to_look_at = wakes.of::<AIDeployment>();
     let maps_to_look_at = wakes.of::<AIModelMap>();
+    let aimodels_to_look_at = wakes.of::<AIModel>();
 
     let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
     let watch_classes = {
@@ -66,20 +71,50 @@ pub async fn run(context: Context) {
             classes.run(client, tell).await;
         }
     };
+    let autoscalers = Arc::new(autoscalers::Autoscalers::default());
+    let watch_autoscalers = {
+        let autoscalers = autoscalers.clone();
+        let (aideployments, aimodels) = (aideployments_to_look_at.clone(), aimodels_to_look_at.clone());
+        let client = context.client.clone();
+        async move {
+            let tell = |deployment: ObjectKey| {
+                if let Some(name) = aimodel::of_deployment(&deployment.1) {
+                    aimodels.push((deployment.0.clone(), name.to_owned()));
+                }
+                aideployments.push(deployment);
+            };
+            autoscalers.run(client, tell).await;
+        }
+    };
     let labelers = autonodelabeler::run(context.clone());
     let aimodelmaps = aimodelmap::serve::run(context.clone(), children.clone(), maps.clone(), maps_to_look_at, {
         let (references, queue) = (references.clone(), aideployments_to_look_at.clone());
         move |map| references.to(map).into_iter().for_each(|key| queue.push(key))
     });
-    let aideployments = aideployment::serve::run(
-        context,
-        aideployment::serve::Seen {
+    let aimodels = aimodel::serve::run(
+        context.clone(),
+        aimodel::Seen {
             children: children.clone(),
-            runtime_classes,
-            maps,
-            references,
+            runtime_classes: runtime_classes.clone(),
+            autoscalers: autoscalers.clone(),
         },
-        aideployments_to_look_at,
+        aimodels_to_look_at,
     );
-    tokio::join!(watch_children, watch_classes, labelers, aimodelmaps, aideployments);
+    let seen = aideployment::Seen {
+        children: children.clone(),
+        runtime_classes,
+        autoscalers,
+        maps,
+        references,
+    };
+    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at);
+    tokio::join!(
+        watch_children,
+        watch_classes,
+        watch_autoscalers,
+        labelers,
+        aimodelmaps,
+        aimodels,
+        aideployments
+    );
 }

@@ -3,17 +3,22 @@
 use crate::cluster::{ObjectKey, Picture, Pod, Served};
 use crate::placement::Outcome;
 
-/// Pods that name the object and are of its Deployment, neither finished nor being deleted, by name, each with what placement concluded on
-/// it.
-pub fn of_deployment(
+/// Pods that name the object and are of its Deployment, those that are being deleted too.
+pub fn of_deployment<'a>(
     (kind, key): (Served, &ObjectKey),
     deployment: &str,
-    picture: &Picture,
-) -> Vec<(Pod, Option<Outcome>)> {
+    picture: &'a Picture,
+) -> impl Iterator<Item = &'a Pod> {
     let uids = picture.pods_of.get(&(kind, key.clone())).into_iter().flatten();
-    let mut pods: Vec<_> = uids
-        .filter_map(|uid| picture.pods.get(uid))
-        .filter(|pod| !pod.terminating && is_of_deployment(pod, deployment))
+    let deployment = deployment.to_owned();
+    uids.filter_map(|uid| picture.pods.get(uid))
+        .filter(move |pod| is_of_deployment(pod, &deployment))
+}
+
+/// Those that are not being deleted, by name, each with what placement concluded on it.
+pub fn present(of: (Served, &ObjectKey), deployment: &str, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
+    let mut pods: Vec<_> = of_deployment(of, deployment, picture)
+        .filter(|pod| !pod.terminating)
         .map(|pod| (pod.clone(), picture.outcomes.get(&pod.uid).cloned()))
         .collect();
     pods.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));

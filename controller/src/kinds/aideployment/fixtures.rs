@@ -53,6 +53,7 @@ pub fn defaults() -> Defaults {
     Defaults {
         policy: PlacementPolicy::Managed,
         images: BTreeMap::new(),
+        gpu_tolerations: vec![],
     }
 }
 

@@ -15,12 +15,12 @@ pub mod serve;
 pub mod status;
 pub mod validate;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
 use kube::ResourceExt;
+use serde_json::Value;
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
@@ -28,9 +28,11 @@ use self::models::Maps;
 use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
-use super::apply::{Applied, Intent, Writer};
-use super::children::{Children, Kind};
+use super::apply::Writer;
+use super::autoscalers::Autoscalers;
+use super::children::{Child, Children, Kind};
 use super::error::{Class, Error};
+use super::hands::Hands;
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
 use super::watch::Objects;
@@ -40,18 +42,28 @@ use crate::context::Context;
 /// Failures of the API server in a row after which the status tells of them: fewer are no news.
 const TRANSIENT_TRIES: u32 = 3;
 
-/// What every look at an AIDeployment is given.
-pub struct Room {
-    /// The controller's handles.
-    pub context: Context,
+/// What is watched for AIDeployments besides pods.
+pub struct Seen {
     /// Children of all kinds.
     pub children: Arc<Children>,
     /// RuntimeClasses of the cluster.
     pub runtime_classes: Arc<RuntimeClasses>,
+    /// HorizontalPodAutoscalers of the cluster.
+    pub autoscalers: Arc<Autoscalers>,
     /// All AIModelMaps.
     pub maps: Arc<Objects<AIModelMap>>,
-    /// Who refers to which of them.
+    /// Who refers to which of them; filled here, a map's change is told by it.
     pub references: Arc<References>,
+}
+
+/// What every look at an AIDeployment is given.
+pub struct Room {
+    /// The controller's handles.
+    pub context: Context,
+    /// What the installation sets.
+    pub defaults: Defaults,
+    /// What is watched.
+    pub seen: Seen,
     /// What is remembered between looks.
     pub memories: Memories<AIDeploymentStatus>,
 }
@@ -65,13 +77,9 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let paused = object.annotations().contains_key(names::PAUSED);
     let observed = observe(&key, room);
-    let defaults = Defaults {
-        policy: room.context.settings.placement_default,
-        images: BTreeMap::new(),
-    };
     let maps = maps(&key, object, room);
     let around = Surroundings {
-        defaults: &defaults,
+        defaults: &room.defaults,
         maps: &maps,
     };
     let (acceptance, outcome) = match validate(object, around) {
@@ -80,6 +88,11 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         Ok(model) => {
             let outcome = apply(&model, &observed, room).await;
             let acceptance = match &outcome {
+                Ok(()) if lacks_gateways(&model, &observed) => Acceptance::ApiNotInstalled(
+                    "spec.gateway: the Gateway API (httproutes.gateway.networking.k8s.io/v1) is not installed in this cluster; \
+                     install it, or publish by an Ingress"
+                        .into(),
+                ),
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
                 Err(error) => {
@@ -102,68 +115,92 @@ fn maps(key: &ObjectKey, object: &AIDeployment, room: &Room) -> Maps {
     let referred = models::referred(&key.0, &object.spec);
     referred
         .into_iter()
-        .filter_map(|key| Some((room.maps.get(&key)?, key)))
+        .filter_map(|key| Some((room.seen.maps.get(&key)?, key)))
         .map(|(map, key)| (key, map))
         .collect()
 }
 
 fn observe(key: &ObjectKey, room: &Room) -> Observed {
-    let runtime_classes = room.runtime_classes.names();
-    fetch::fetch(key, &room.children, &room.context.cluster.read(), runtime_classes)
+    let Seen {
+        children,
+        runtime_classes,
+        autoscalers,
+        ..
+    } = &room.seen;
+    let mut observed = fetch::fetch(key, children, &room.context.cluster.read(), runtime_classes.names());
+    observed.autoscaler = autoscalers.of(key);
+    observed
+}
+
+/// Whether HTTPRoutes are wanted where nobody serves them.
+fn lacks_gateways(model: &Validated, observed: &Observed) -> bool {
+    !model.gateways.is_empty() && observed.http_routes.is_none()
 }
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
 async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
-    let memory = room.memories.get(&key);
-    let writer = Writer {
-        client: &room.context.client,
-        manager: names::managers::AIDEPLOYMENT,
-        owner: &model.owner,
+    let hands = Hands {
+        writer: Writer {
+            client: &room.context.client,
+            manager: names::managers::AIDEPLOYMENT,
+            owner: &model.owner,
+        },
+        children: &room.seen.children,
+        memories: &room.memories,
+        key: &key,
     };
     let Wanted {
         config_map,
         deployment,
         service,
         ingress,
+        http_routes,
     } = build::build(model, observed);
-    let wanted = [
+    let lacks_gateways = lacks_gateways(model, observed);
+    let mut wanted = vec![
         (Kind::ConfigMap, config_map.as_ref().map(as_value), &observed.config_map),
         (Kind::Deployment, Some(as_value(&deployment)), &observed.deployment),
         (Kind::Service, Some(as_value(&service)), &observed.service),
         (Kind::Ingress, ingress.as_ref().map(as_value), &observed.ingress),
     ];
+    let seen_routes: Vec<Option<Child>> = observed.http_routes.iter().flatten().cloned().map(Some).collect();
+    let named = |name: &Value| {
+        seen_routes
+            .iter()
+            .find(|c| c.as_ref().is_some_and(|c| c.object["metadata"]["name"] == *name))
+    };
+    if !lacks_gateways {
+        for route in &http_routes {
+            wanted.push((
+                Kind::HttpRoute,
+                Some(route.clone()),
+                named(&route["metadata"]["name"]).unwrap_or(&None),
+            ));
+        }
+        let is_wanted = |child: &Child| {
+            http_routes
+                .iter()
+                .any(|r| r["metadata"]["name"] == child.object["metadata"]["name"])
+        };
+        let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
+        wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
+    }
     for (kind, object, seen) in &wanted {
         let (kind, Some(object)) = (*kind, object) else {
             continue;
         };
-        let intent = Intent::new(kind, &model.owner, object.clone());
-        let settled = memory.settled.get(&kind).cloned().unwrap_or_default();
-        match writer.apply(&intent, seen.as_ref(), &settled).await? {
-            Applied::Kept => {}
-            Applied::Written { child, settled } => {
-                tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
-                let child_key = (intent.namespace.clone(), intent.name.clone());
-                room.children.observe(kind, &child_key, &child);
-                room.memories.change(&key, |m| {
-                    m.settled.insert(kind, settled);
-                });
-            }
-        }
+        hands.apply(kind, object.clone(), seen.as_ref()).await?;
     }
     // What is no longer wanted goes last, when nothing points at it any more.
     for (kind, object, seen) in &wanted {
         let (None, Some(seen)) = (object, seen) else { continue };
-        let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
-        if writer.prune(*kind, &key.0, name, Some(seen)).await? {
-            tracing::info!(
-                kind = kind.as_str(),
-                namespace = key.0,
-                name,
-                "deleted: the spec no longer asks for it"
-            );
+        if *kind == Kind::Ingress && lacks_gateways {
+            // It still publishes what nothing else can.
+            continue;
         }
+        hands.prune(*kind, seen).await?;
     }
     Ok(())
 }

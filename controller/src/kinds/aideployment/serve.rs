@@ -4,44 +4,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
+use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
 use futures::stream;
 
-use super::references::References;
-use super::{Room, reconcile};
+use super::validate::Defaults;
+use super::{Room, Seen, reconcile};
 use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
-use crate::kinds::children::Children;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
-use crate::kinds::runtime_classes::RuntimeClasses;
-use crate::kinds::watch::{self, News, Objects, batches};
+use crate::kinds::watch::{self, News, batches};
 
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
 const RUNTIME_CLASSES_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks whether the pods are complete.
 const PODS_WAIT: Duration = Duration::from_millis(50);
 
-/// What others watch.
-pub struct Seen {
-    /// Children of all kinds.
-    pub children: Arc<Children>,
-    /// RuntimeClasses of the cluster.
-    pub runtime_classes: Arc<RuntimeClasses>,
-    /// All AIModelMaps.
-    pub maps: Arc<Objects<AIModelMap>>,
-    /// Filled here; a map's change is told by it.
-    pub references: Arc<References>,
-}
-
 /// Serves AIDeployments, until the process ends; `wakes` are those that others found to be looked at.
 pub async fn run(context: Context, seen: Seen, wakes: Arc<Queue<ObjectKey>>) {
     let room = Arc::new(Room {
+        defaults: Defaults::of(&context.settings),
         context: context.clone(),
-        children: seen.children,
-        runtime_classes: seen.runtime_classes,
-        maps: seen.maps,
-        references: seen.references,
+        seen,
         memories: Memories::default(),
     });
     let wakes = stream::select(batches(wakes), batches(Pods(context.cluster)));
@@ -66,16 +50,18 @@ impl watch::Room for Room {
     }
 
     async fn ready(&self) {
-        self.children.wait_synced().await;
-        self.maps.wait_synced().await;
-        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, self.runtime_classes.wait_synced()).await;
+        self.seen.children.wait_synced().await;
+        // Without them a Deployment that is driven by another would be taken back for a moment.
+        self.seen.autoscalers.wait_synced().await;
+        self.seen.maps.wait_synced().await;
+        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, self.seen.runtime_classes.wait_synced()).await;
         while !self.context.cluster.read().pods_synced {
             tokio::time::sleep(PODS_WAIT).await;
         }
     }
 
     fn news(&self, news: News<'_, AIDeployment>) {
-        self.references.news(&news);
+        self.seen.references.news(&news);
     }
 
     async fn look(&self, object: &AIDeployment) -> Result<(), Error> {

@@ -24,6 +24,8 @@ pub struct Observed {
     pub scaled_object: Option<Child>,
     /// How KEDA gets at the backlog.
     pub trigger_authentication: Option<Child>,
+    /// A HorizontalPodAutoscaler that drives the Deployment: KEDA's, or the user's own.
+    pub autoscaler: Option<String>,
     /// Whether KEDA's API is installed.
     pub keda: bool,
     /// Its pods that are not finished and not being deleted, by name, each with what placement concluded on it.
@@ -48,8 +50,9 @@ pub fn fetch(
         role_binding: child(Kind::RoleBinding, keys::role_binding(name)),
         scaled_object: child(Kind::ScaledObject, keys::scaled_object(name)),
         trigger_authentication: child(Kind::TriggerAuthentication, keys::scaled_object(name)),
+        autoscaler: None,
         keda: children.is_served(Kind::ScaledObject),
-        pods: pods::of_deployment((Served::AIModel, key), &deployment, picture),
+        pods: pods::present((Served::AIModel, key), &deployment, picture),
         deployment: child(Kind::Deployment, deployment),
         runtime_classes,
     }

@@ -4,18 +4,23 @@ use berth_crds::youxam::AIModel;
 use serde_json::{Value, json};
 
 use super::fetch::Observed;
-use super::validate::{Validated, validate};
+use super::validate::{Defaults, Validated, validate};
 use crate::args::Pulsar;
 use crate::kinds::children::Child;
 use crate::kinds::problems::Problems;
 
-/// What the tests' installation says of Pulsar.
-pub fn pulsar() -> Pulsar {
-    Pulsar {
+/// What the tests' installation says, with this of Pulsar changed.
+pub fn defaults(change: impl FnOnce(&mut Pulsar)) -> Defaults {
+    let mut pulsar = Pulsar {
         admin_url: "http://pulsar:8080".into(),
         url: "pulsar://pulsar:6650".into(),
         token: String::new(),
         res_topic_name: "res-topic".into(),
+    };
+    change(&mut pulsar);
+    Defaults {
+        pulsar,
+        ..Defaults::default()
     }
 }
 
@@ -39,7 +44,7 @@ pub fn aimodel(change: impl FnOnce(&mut AIModel)) -> AIModel {
 
 /// Read in the tests' installation.
 pub fn read(object: &AIModel) -> Result<Validated, Problems> {
-    validate(object, &pulsar())
+    validate(object, &defaults(|_| {}))
 }
 
 /// A child with this in it.

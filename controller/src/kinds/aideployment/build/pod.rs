@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::engines::ConfigFile;
 use super::{node_affinity, selector};
 use crate::kinds::aideployment::validate::{Placing, Validated};
-use crate::kinds::gpus::gate;
+use crate::kinds::gpus::{gate, tolerate};
 
 /// The template of all pods.
 pub fn template(model: &Validated) -> PodTemplateSpec {
@@ -34,9 +34,12 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
     }
     spec.automount_service_account_token = Some(false);
     spec.node_selector = Some(model.node_selector.clone());
-    if model.uses_gpus {
+    if model.needs_nvidia_runtime {
         spec.runtime_class_name
             .get_or_insert_with(|| names::NVIDIA_RUNTIME_CLASS.into());
+    }
+    if model.uses_gpus {
+        tolerate(&mut spec, &model.gpu_tolerations);
     }
 
     // A label of any value is the original's way to opt out.
@@ -57,6 +60,9 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
             annotations.extend(asked.clone());
         }
         Placing::Scheduler { classes, capability } => node_affinity::require(&mut spec, classes, *capability),
+    }
+    if let Some(version) = model.rather_capability {
+        node_affinity::prefer_capability(&mut spec, version);
     }
     PodTemplateSpec {
         metadata: Some(ObjectMeta {

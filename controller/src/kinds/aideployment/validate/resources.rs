@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::kinds::gpus::amount;
@@ -45,4 +45,18 @@ fn overlaid(base: Option<Amounts>, over: Option<Amounts>) -> Option<Amounts> {
     let mut amounts = base.unwrap_or_default();
     amounts.extend(over.unwrap_or_default());
     (!amounts.is_empty()).then_some(amounts)
+}
+
+/// A claim of a container is one of its pod's, which only the template can name.
+pub fn claims(resources: &ResourceRequirements, base: &PodSpec, findings: &mut Findings) {
+    for claim in resources.claims.iter().flatten() {
+        let known = base.resource_claims.iter().flatten().any(|c| c.name == claim.name);
+        if !known {
+            findings.invalid(
+                "spec.deployment.resources.claims",
+                format_args!("{:?} is no resource claim of the pod", claim.name),
+                "name it in spec.deployment.template.spec.resourceClaims",
+            );
+        }
+    }
 }

@@ -51,9 +51,11 @@ pub fn build(model: &Validated, observed: &Observed, is_healthy: bool) -> Childr
     }
 }
 
-/// Whether KEDA owns the number of workers, as soon as there are any. That they failed changes nothing: the number stays what it is.
+/// Whether others own the number of workers, as soon as there are any: KEDA, or an autoscaler of the user's. That workers failed changes
+/// nothing: the number stays what it is.
 pub fn is_driven(model: &Validated, observed: &Observed) -> bool {
-    observed.keda && model.scaling.as_ref().is_some_and(|s| s.admin_url.is_some())
+    let by_keda = observed.keda && model.scaling.as_ref().is_some_and(|s| s.admin_url.is_some());
+    by_keda || observed.autoscaler.is_some()
 }
 
 /// Workers report errors as Events, and nothing else is granted to them.

@@ -33,7 +33,7 @@ pub fn template(model: &Validated, account_made: &str) -> PodTemplateSpec {
         }),
     };
     if let Some(gpus) = &model.gpus {
-        gpus.put_on(&mut template, &model.name);
+        gpus.put_on(&mut template, &model.name, &model.gpu_tolerations);
     }
     template
 }

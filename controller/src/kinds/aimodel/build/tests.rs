@@ -5,8 +5,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::args::Pulsar;
-use crate::kinds::aimodel::fixtures::{aimodel, child, observed, pulsar, read, sample};
+use crate::kinds::aimodel::fixtures::{aimodel, child, defaults, observed, read, sample};
 use crate::kinds::aimodel::validate::validate;
 use crate::kinds::subset::pruned;
 
@@ -215,10 +214,16 @@ fn the_number_is_left_to_keda_once_there_are_workers() {
     // Where nobody would scale, the spec says how many there are.
     let without_keda = Observed { keda: false, ..made() };
     assert_eq!(number(&scaled, &without_keda), Some(json!(3)));
-    let unset = Pulsar {
-        admin_url: String::new(),
-        ..pulsar()
+    let own = Observed {
+        autoscaler: Some("theirs".into()),
+        ..made()
     };
+    assert_eq!(
+        number(&sample("ai-model-plain"), &own),
+        None,
+        "an autoscaler of the user's"
+    );
+    let unset = defaults(|pulsar| pulsar.admin_url.clear());
     let model = validate(&scaled, &unset).unwrap();
     let children = build(&model, &made(), true);
     assert_eq!(children.deployment.unwrap().spec.unwrap().replicas, Some(3));
@@ -304,10 +309,7 @@ fn keys_and_tokens_can_stay_in_secrets_and_keda_uses_the_token_that_the_workers_
     assert_eq!(trigger["metadata"]["authModes"], "bearer");
 
     // The installation's own token is used the same way.
-    let installation = Pulsar {
-        token: "t".into(),
-        ..pulsar()
-    };
+    let installation = defaults(|pulsar| pulsar.token = "t".into());
     let children = build(
         &validate(&sample("scaled-model"), &installation).unwrap(),
         &observed(),

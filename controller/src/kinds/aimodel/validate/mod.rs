@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 
 use berth_crds::youxam::aimodel::SecretKey;
 use berth_crds::youxam::{AIModel, keys};
+use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
-use crate::args::Pulsar;
+use crate::args::{Pulsar, Settings};
 use crate::kinds::dns::{LABEL, is_dns_label};
 use crate::kinds::gpus::{self, Wish};
 use crate::kinds::problems::{Findings, Problems};
@@ -46,6 +47,8 @@ pub struct Validated {
     pub node_selector: BTreeMap<String, String>,
     /// GPUs of each worker.
     pub gpus: Option<Wish>,
+    /// What pods with GPUs tolerate.
+    pub gpu_tolerations: Vec<Toleration>,
     /// Pulsar, as the workers reach it.
     pub pulsar_url: String,
     /// Token for Pulsar.
@@ -83,8 +86,36 @@ pub struct Scaling {
     pub admin_url: Option<String>,
 }
 
+/// What the spec leaves to the installation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Defaults {
+    /// Where requests come from.
+    pub pulsar: Pulsar,
+    /// What pods with GPUs tolerate.
+    pub gpu_tolerations: Vec<Toleration>,
+}
+
+impl Defaults {
+    /// Those of an installation.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            pulsar: settings.pulsar.clone(),
+            gpu_tolerations: settings.gpu_tolerations.clone(),
+        }
+    }
+}
+
+/// The object as its children's controller.
+pub fn owner(object: &AIModel) -> OwnerReference {
+    OwnerReference {
+        block_owner_deletion: Some(true),
+        ..object.controller_owner_ref(&()).unwrap_or_default()
+    }
+}
+
 /// Reads an AIModel.
-pub fn validate(object: &AIModel, pulsar: &Pulsar) -> Result<Validated, Problems> {
+pub fn validate(object: &AIModel, defaults: &Defaults) -> Result<Validated, Problems> {
+    let pulsar = &defaults.pulsar;
     let mut findings = Findings::default();
     let name = object.name_any();
     let spec = &object.spec;
@@ -136,10 +167,7 @@ pub fn validate(object: &AIModel, pulsar: &Pulsar) -> Result<Validated, Problems
     };
     Ok(Validated {
         namespace: object.namespace().unwrap_or_default(),
-        owner: OwnerReference {
-            block_owner_deletion: Some(true),
-            ..object.controller_owner_ref(&()).unwrap_or_default()
-        },
+        owner: owner(object),
         labels: object.labels().clone(),
         node_type: spec.type_.clone(),
         model: spec.model.clone(),
@@ -150,6 +178,7 @@ pub fn validate(object: &AIModel, pulsar: &Pulsar) -> Result<Validated, Problems
         max_process_num: spec.max_process_num.unwrap_or(MAX_PROCESS_NUM),
         node_selector: spec.node_selector.clone(),
         gpus,
+        gpu_tolerations: defaults.gpu_tolerations.clone(),
         pulsar_url: pulsar.url.clone(),
         pulsar_token: either(&spec.pulsar_token_secret_ref, pulsar.token.clone()),
         res_topic_name: pulsar.res_topic_name.clone(),

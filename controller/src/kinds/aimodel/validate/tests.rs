@@ -2,7 +2,7 @@ use berth_crds::names;
 use kube::ResourceExt;
 
 use super::*;
-use crate::kinds::aimodel::fixtures::{aimodel, pulsar, read, sample};
+use crate::kinds::aimodel::fixtures::{aimodel, defaults, read, sample};
 
 #[test]
 fn every_sample_is_accepted_with_its_defaults() {
@@ -98,10 +98,7 @@ fn a_secret_stands_for_the_plain_key_and_token() {
     assert_eq!(model.api_key, Text::Secret(secret.clone()));
     assert_eq!(model.pulsar_token, Text::Secret(secret));
     assert_eq!(model.ignored, ["spec.apiKey: apiKeySecretRef is given"]);
-    let installation = Pulsar {
-        token: "t".into(),
-        ..pulsar()
-    };
+    let installation = defaults(|pulsar| pulsar.token = "t".into());
     let model = validate(&aimodel(|_| {}), &installation).unwrap();
     assert_eq!(model.pulsar_token, Text::Plain("t".into()));
 }
