@@ -116,6 +116,8 @@ pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<Holder> {
         Some(c) if c.uid == owner.uid => None,
         Some(c) if c.kind == owner.kind && c.name == owner.name => Some(Holder::Earlier),
         Some(c) => Some(Holder::Other(format!("{} {}", c.kind, c.name))),
+        // Some originals own their children without the flag.
+        None if is_owned(owner, seen) => None,
         None if seen.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH)
             && seen.annotation(names::APPLIED).is_some() =>
         {
@@ -125,6 +127,11 @@ pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<Holder> {
             "somebody else: it has no owner reference to this one".into(),
         )),
     }
+}
+
+fn is_owned(owner: &OwnerReference, seen: &Child) -> bool {
+    let references = seen.object["metadata"]["ownerReferences"].as_array();
+    references.into_iter().flatten().any(|r| r["uid"] == owner.uid.as_str())
 }
 
 /// What an apply came to.

@@ -39,6 +39,7 @@ mod workload;
 use std::sync::Arc;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap};
+use berth_crds::tmforum::MLModel;
 use berth_crds::youxam::AIModel;
 
 use crate::cluster::ObjectKey;
@@ -54,6 +55,7 @@ pub async fn run(context: Context) {
     let aideployments_to_look_at = wakes.of::<AIDeployment>();
     let maps_to_look_at = wakes.of::<AIModelMap>();
     let aimodels_to_look_at = wakes.of::<AIModel>();
+    let mlmodels_to_look_at = wakes.of::<MLModel>();
 
     let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
     let watch_classes = {
@@ -100,6 +102,12 @@ pub async fn run(context: Context) {
         },
         aimodels_to_look_at,
     );
+    let mlmodels = mlmodel::serve::run(
+        context.clone(),
+        children.clone(),
+        runtime_classes.clone(),
+        mlmodels_to_look_at,
+    );
     let seen = aideployment::Seen {
         children: children.clone(),
         runtime_classes,
@@ -115,6 +123,7 @@ pub async fn run(context: Context) {
         labelers,
         aimodelmaps,
         aimodels,
+        mlmodels,
         aideployments
     );
 }

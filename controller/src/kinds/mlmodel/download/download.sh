@@ -2,9 +2,10 @@
 #
 # Everything comes by environment, nothing is spliced into this text:
 #   MODEL_URL     where the model is; MODEL_NAME its name; MODEL_DIR where the volume is mounted
-#   MODEL_FILE    name of the file in the end; of an archive, name that the file found by MODEL_MARKER gets (empty: its own)
+#   MODEL_FILE    name of the file in the end, where it is no archive
 #   MODEL_UNPACK  "yes": an archive is unpacked; anything else: it is a file like any other
 #   MODEL_MARKER  pattern of the file in an archive whose folder is the model (empty: the archive as a whole is)
+#   MODEL_RENAME  name that this file of an archive gets (empty: it keeps its own)
 #   MODEL_SHA256  what the downloaded file must hash to (empty: anything)
 #   MODEL_SOURCE  what this download is known by: a volume that holds it already is left as it is
 #   MODEL_TRIES   requests before giving up (5); MODEL_PAUSE seconds between them (5)
@@ -123,7 +124,7 @@ archive() {
 choose() {
     if [ $# -eq 1 ]; then
         model=${1%/*}
-        if [ -n "$MODEL_FILE" ] && [ "${1##*/}" != "$MODEL_FILE" ]; then mv "$1" "$model/$MODEL_FILE"; fi
+        if [ -n "$MODEL_RENAME" ] && [ "${1##*/}" != "$MODEL_RENAME" ]; then mv "$1" "$model/$MODEL_RENAME"; fi
         mkdir -p "$ready"
         mv "$model" "$ready/1"
         return

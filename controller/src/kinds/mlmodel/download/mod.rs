@@ -15,12 +15,14 @@ pub struct Download {
     pub url: String,
     /// Name of the model: its folder on the volume.
     pub name: String,
-    /// Name of the file in the end. Of an archive: the name that the file found by the marker gets; empty: its own.
+    /// Name of the file in the end, where it is no archive.
     pub file: String,
     /// Archives are unpacked.
     pub unpack: bool,
     /// Pattern of the file whose folder in an archive is the model; empty: the whole archive is.
     pub marker: &'static str,
+    /// Name that the file found by the marker gets; `None`: it keeps its own.
+    pub rename: Option<&'static str>,
     /// SHA-256 of the file, lower-case hexadecimal.
     pub sha256: Option<String>,
     /// What the download is known by.
@@ -37,6 +39,7 @@ impl Download {
             ("MODEL_FILE", self.file.clone()),
             ("MODEL_UNPACK", if self.unpack { "yes" } else { "no" }.to_owned()),
             ("MODEL_MARKER", self.marker.to_owned()),
+            ("MODEL_RENAME", self.rename.unwrap_or_default().to_owned()),
             ("MODEL_SHA256", self.sha256.clone().unwrap_or_default()),
             ("MODEL_SOURCE", self.source.clone()),
         ])

@@ -83,7 +83,6 @@ impl Volume {
     fn served(&self) -> Vec<(String, Vec<u8>)> {
         let mut found = Vec::new();
         collect(self.0.path(), self.0.path(), &mut found);
-        found.retain(|(path, _)| !path.starts_with(".berth/"));
         found.sort();
         found
     }
@@ -96,7 +95,9 @@ impl Volume {
 fn collect(root: &Path, at: &Path, found: &mut Vec<(String, Vec<u8>)>) {
     for entry in fs::read_dir(at).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
+        if path.ends_with(".berth") {
+            // No server looks there.
+        } else if path.is_dir() {
             collect(root, &path, found);
         } else {
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
@@ -121,7 +122,7 @@ fn saved_model(url: impl Into<String>) -> Download {
     Download {
         unpack: true,
         marker: "saved_model.pb",
-        ..file(url, "")
+        ..file(url, "4")
     }
 }
 
@@ -210,7 +211,8 @@ fn of_an_archive_the_file_gets_the_name_that_its_server_wants() {
         let download = Download {
             unpack: true,
             marker: "*.onnx",
-            ..file(&server.address, "model.onnx")
+            rename: Some("model.onnx"),
+            ..file(&server.address, "ignored")
         };
         let outcome = volume.run(tools, &download);
         assert!(outcome.ok, "{}", outcome.said);
