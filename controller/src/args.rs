@@ -100,7 +100,11 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct MlModels {
     /// Image that downloads: with a POSIX shell at /bin/sh, curl with CA certificates, and the tools of busybox.
-    #[arg(long = "mlmodel-download-image", default_value = "docker.io/curlimages/curl:8.11.1", global = true)]
+    #[arg(
+        long = "mlmodel-download-image",
+        default_value = "docker.io/curlimages/curl:8.11.1",
+        global = true
+    )]
     pub download_image: String,
     /// Image of a framework's server where the spec names none: `<framework>=<image>`. Repeatable.
     #[arg(long = "mlmodel-image", value_parser = framework_image, global = true)]
@@ -222,7 +226,9 @@ fn engine_image(s: &str) -> Result<(String, Image), String> {
 }
 
 fn framework_image(s: &str) -> Result<(String, String), String> {
-    let parts = s.split_once('=').map(|(framework, image)| (framework.trim().to_ascii_lowercase(), image.trim()));
+    let parts = s
+        .split_once('=')
+        .map(|(framework, image)| (framework.trim().to_ascii_lowercase(), image.trim()));
     match parts {
         Some((framework, image)) if !framework.is_empty() && !image.is_empty() => Ok((framework, image.to_owned())),
         _ => Err(format!("{s:?} is not <framework>=<image>")),

@@ -16,15 +16,14 @@ pub fn of_deployment<'a>(
 }
 
 /// Pods that name the object and are of its Job, those that are being deleted too.
-pub fn of_job<'a>(
-    (kind, key): (Served, &ObjectKey),
-    job: &str,
-    picture: &'a Picture,
-) -> impl Iterator<Item = &'a Pod> {
+pub fn of_job<'a>((kind, key): (Served, &ObjectKey), job: &str, picture: &'a Picture) -> impl Iterator<Item = &'a Pod> {
     let uids = picture.pods_of.get(&(kind, key.clone())).into_iter().flatten();
     let job = job.to_owned();
-    uids.filter_map(|uid| picture.pods.get(uid))
-        .filter(move |pod| pod.controller.as_ref().is_some_and(|c| c.kind == "Job" && c.name == job))
+    uids.filter_map(|uid| picture.pods.get(uid)).filter(move |pod| {
+        pod.controller
+            .as_ref()
+            .is_some_and(|c| c.kind == "Job" && c.name == job)
+    })
 }
 
 /// The pods of a Deployment that are not being deleted, by name, each with what placement concluded on it.

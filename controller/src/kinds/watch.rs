@@ -224,7 +224,9 @@ fn look<R: Room>(
         room.look(object).await?;
         room.memories().change(&key_of(object), |m| m.attempts = 0);
         let heartbeat = HEARTBEAT.mul_f64(1.0 + rand::random::<f64>());
-        Ok(Action::requeue(room.again(object).map_or(heartbeat, |again| again.min(heartbeat))))
+        Ok(Action::requeue(
+            room.again(object).map_or(heartbeat, |again| again.min(heartbeat)),
+        ))
     })
 }
 

@@ -55,7 +55,9 @@ pub fn fetch(
         service: child(Kind::Service, keys::service(name)),
         servers: pods::present(of, &server, picture),
         downloads,
-        leaving: pods::of_deployment(of, &server, picture).filter(|p| p.terminating).count(),
+        leaving: pods::of_deployment(of, &server, picture)
+            .filter(|p| p.terminating)
+            .count(),
         deployment: child(Kind::Deployment, server),
         runtime_classes,
     }

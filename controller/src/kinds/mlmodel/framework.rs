@@ -56,8 +56,14 @@ pub const FRAMEWORKS: &[Framework] = &[
         marker: "saved_model.pb",
         file: None,
         unread: &[
-            (".h5", "a SavedModel in a tar archive, or framework keras with an image that reads it"),
-            (".keras", "a SavedModel in a tar archive, or framework keras with an image that reads it"),
+            (
+                ".h5",
+                "a SavedModel in a tar archive, or framework keras with an image that reads it",
+            ),
+            (
+                ".keras",
+                "a SavedModel in a tar archive, or framework keras with an image that reads it",
+            ),
         ],
         port: 8501,
         start: tensorflow,

@@ -115,14 +115,24 @@ async fn remove_finalizer(object: &MLModel, key: &ObjectKey, room: &Room) -> Res
     let api: Api<DynamicObject> = Api::namespaced_with(room.context.client.clone(), &key.0, &resource);
     let what = ("MLModel", key.0.as_str(), key.1.as_str());
     if finalizers::remove(&api, what, object, &[keys::FINALIZER]).await? {
-        tracing::info!(namespace = key.0, name = key.1, "the original operator's finalizer was taken away");
+        tracing::info!(
+            namespace = key.0,
+            name = key.1,
+            "the original operator's finalizer was taken away"
+        );
     }
     Ok(())
 }
 
 fn observe(key: &ObjectKey, owner: &OwnerReference, room: &Room) -> Observed {
     let runtime_classes = room.runtime_classes.names();
-    fetch::fetch(key, owner, &room.children, &room.context.cluster.read(), runtime_classes)
+    fetch::fetch(
+        key,
+        owner,
+        &room.children,
+        &room.context.cluster.read(),
+        runtime_classes,
+    )
 }
 
 fn stage_of(model: &Validated, observed: &Observed) -> Stage {
@@ -131,12 +141,7 @@ fn stage_of(model: &Validated, observed: &Observed) -> Stage {
 
 /// One step. The claim is first: it remembers how the download ended before anything follows from that. What goes, goes in the other
 /// order: whoever uses the volume first.
-async fn apply(
-    model: &Validated,
-    before: &MLModelStatus,
-    generation: Option<i64>,
-    room: &Room,
-) -> Result<(), Error> {
+async fn apply(model: &Validated, before: &MLModelStatus, generation: Option<i64>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let hands = Hands {
         writer: Writer {

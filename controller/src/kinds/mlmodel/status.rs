@@ -75,11 +75,18 @@ pub fn status(view: &View<'_>) -> MLModelStatus {
         available.message = "the pods run, and none has become ready in time; their logs say why".into();
     }
     let (phase, message) = phase_of(view, &accepted, downloaded.as_ref(), &available);
-    let desired: Vec<_> = [Some(accepted), downloaded, placed, Some(available)].into_iter().flatten().collect();
+    let desired: Vec<_> = [Some(accepted), downloaded, placed, Some(available)]
+        .into_iter()
+        .flatten()
+        .collect();
     MLModelStatus {
         phase,
         message: Some(message).filter(|m| !m.is_empty()),
-        service_endpoint: observed.service.as_ref().filter(|s| !s.terminating).and_then(|s| endpoint(view.key, s)),
+        service_endpoint: observed
+            .service
+            .as_ref()
+            .filter(|s| !s.terminating)
+            .and_then(|s| endpoint(view.key, s)),
         observed_generation: view.generation.unwrap_or_default(),
         replicas: Some(workload.as_ref().map_or(0, |d| d.replicas)),
         ready_replicas: Some(workload.as_ref().map_or(0, |d| d.ready)),
@@ -128,15 +135,20 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Desired {
     let no = |reason, message: String| Desired::new(Type::Downloaded, Status::False, reason, message);
     let pods = || view.observed.downloads.iter().filter(|p| !p.terminating);
     let is_job_there = matches!(stage, Stage::Downloading);
-    let troubled = pods().filter(|_| is_job_there).find_map(|p| Some((p, p.troubled.first()?)));
+    let troubled = pods()
+        .filter(|_| is_job_there)
+        .find_map(|p| Some((p, p.troubled.first()?)));
     if let Some((pod, container)) = troubled {
         let (reason, message) = trouble(container);
         // A try that failed is tried again; the Job says when that is over.
         return match reason {
-            Reason::CrashLoopBackOff if !container.message.is_empty() => {
-                no(Reason::Downloading, format!("{LAST_TRY}{}", last_line(&container.message)))
+            Reason::CrashLoopBackOff if !container.message.is_empty() => no(
+                Reason::Downloading,
+                format!("{LAST_TRY}{}", last_line(&container.message)),
+            ),
+            Reason::CrashLoopBackOff | Reason::OOMKilled => {
+                no(Reason::Downloading, format!("pod {}: {message}", pod.name))
             }
-            Reason::CrashLoopBackOff | Reason::OOMKilled => no(Reason::Downloading, format!("pod {}: {message}", pod.name)),
             other => no(other, format!("pod {}: {message}", pod.name)),
         };
     }
@@ -154,16 +166,24 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Desired {
                     view.storage_timeout.as_secs()
                 ),
             ),
-            false => no(Reason::VolumePending, format!("PersistentVolumeClaim {name} waits for its volume{words}")),
+            false => no(
+                Reason::VolumePending,
+                format!("PersistentVolumeClaim {name} waits for its volume{words}"),
+            ),
         };
     }
     match stage {
-        Stage::Downloading if unscheduled.is_some() => no(Reason::Downloading, format!("the download has no node{words}")),
+        Stage::Downloading if unscheduled.is_some() => {
+            no(Reason::Downloading, format!("the download has no node{words}"))
+        }
         // A reason that says no more than before keeps the words of the last try.
         Stage::Downloading => {
             let before = conditions::find(&view.before.conditions, Type::Downloaded);
             let kept = before.filter(|b| b.observed_generation == view.generation && b.message.starts_with(LAST_TRY));
-            no(Reason::Downloading, kept.map_or_else(|| "the model is being downloaded".into(), |b| b.message.clone()))
+            no(
+                Reason::Downloading,
+                kept.map_or_else(|| "the model is being downloaded".into(), |b| b.message.clone()),
+            )
         }
         _ => no(Reason::Pending, "the download is about to start".into()),
     }

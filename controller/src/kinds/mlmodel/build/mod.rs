@@ -83,7 +83,10 @@ pub fn build(model: &Validated, stage: &Stage, observed: &Observed, ensure_stora
             nothing_served(Wanted::like(claim(model, &Record::Nothing, observed)), job)
         }
         Stage::Downloading => nothing_served(Wanted::like(claim(model, &Record::Nothing, observed)), Wanted::Left),
-        Stage::Failed(failure) => nothing_served(Wanted::like(claim(model, &Record::Failed(failure), observed)), Wanted::Left),
+        Stage::Failed(failure) => nothing_served(
+            Wanted::like(claim(model, &Record::Failed(failure), observed)),
+            Wanted::Left,
+        ),
         Stage::Lost => nothing_served(Wanted::Left, Wanted::Left),
         Stage::Downloaded => Children {
             claim: Wanted::like(claim(model, &Record::Downloaded, observed)),
@@ -144,7 +147,10 @@ fn claim(model: &Validated, record: &Record<'_>, observed: &Observed) -> Persist
 /// One that was made larger by hand cannot be made smaller again.
 fn size(model: &Validated, observed: &Observed) -> Quantity {
     let wanted = Quantity(model.storage_size.clone());
-    let seen = observed.claim.as_ref().and_then(|c| c.object.pointer("/spec/resources/requests/storage")?.as_str());
+    let seen = observed
+        .claim
+        .as_ref()
+        .and_then(|c| c.object.pointer("/spec/resources/requests/storage")?.as_str());
     let seen = seen.map(|text| Quantity(text.to_owned()));
     match seen {
         Some(seen) if amount(&seen) > amount(&wanted) => seen,

@@ -152,7 +152,9 @@ fn answer(stream: impl Read + Write, seen: &Mutex<Vec<Request>>, handler: &Handl
     }
     let header = |name: &str| {
         let fields = lines.iter().skip(1).filter_map(|line| line.split_once(": "));
-        let mut found = fields.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned());
+        let mut found = fields
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.to_owned());
         found.next()
     };
     let request = Request {
@@ -166,12 +168,19 @@ fn answer(stream: impl Read + Write, seen: &Mutex<Vec<Request>>, handler: &Handl
         seen.len()
     };
     let answer = handler(number, &request);
-    let mut head = format!("HTTP/1.1 {} x\r\nConnection: close\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
+    let mut head = format!(
+        "HTTP/1.1 {} x\r\nConnection: close\r\nContent-Length: {}\r\n",
+        answer.status,
+        answer.body.len()
+    );
     for (name, value) in &answer.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
     let stream = reader.get_mut();
     let body = &answer.body[..answer.cut.unwrap_or(answer.body.len())];
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).and_then(|()| stream.flush());
+    let _ = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(body))
+        .and_then(|()| stream.flush());
 }

@@ -39,7 +39,9 @@ fn with_all_tools(test: impl Fn(&Tools)) {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|p| p.is_file())
 }
 
 /// The volume, which outlives tries.
@@ -67,7 +69,10 @@ impl Volume {
         command.arg("-c").arg(format!("{before}\n{SCRIPT}"));
         // As in a container: nothing of this process, and no proxy.
         command.env_clear().envs(download.env());
-        command.env("MODEL_DIR", self.0.path()).env("MODEL_PAUSE", "0").envs(more.iter().copied());
+        command
+            .env("MODEL_DIR", self.0.path())
+            .env("MODEL_PAUSE", "0")
+            .envs(more.iter().copied());
         match &tools.path {
             Some(folder) => command.env("PATH", folder.path()),
             None => command.env("PATH", std::env::var_os("PATH").unwrap()),
@@ -144,7 +149,13 @@ fn archive(files: &[(&str, &str)], links: &[(&str, &str)]) -> Vec<u8> {
         symlink(target, content.join(name)).unwrap();
     }
     let made = folder.path().join("made.tar.gz");
-    let status = Command::new("tar").arg("-czf").arg(&made).arg("-C").arg(&content).arg(".").status();
+    let status = Command::new("tar")
+        .arg("-czf")
+        .arg(&made)
+        .arg("-C")
+        .arg(&content)
+        .arg(".")
+        .status();
     assert!(status.unwrap().success());
     fs::read(made).unwrap()
 }
@@ -181,11 +192,17 @@ fn a_saved_model_is_unpacked_to_what_tensorflow_serving_reads() {
             &["m/1/saved_model.pb", "m/1/variables/variables.index"],
         ),
         (
-            &[("my model's \"best\"/saved_model.pb", "p"), ("my model's \"best\"/assets/a b", "i")],
+            &[
+                ("my model's \"best\"/saved_model.pb", "p"),
+                ("my model's \"best\"/assets/a b", "i"),
+            ],
             &["m/1/assets/a b", "m/1/saved_model.pb"],
         ),
         (
-            &[("models/net/3/saved_model.pb", "p"), ("models/net/12/saved_model.pb", "q")],
+            &[
+                ("models/net/3/saved_model.pb", "p"),
+                ("models/net/12/saved_model.pb", "q"),
+            ],
             &["m/12/saved_model.pb", "m/3/saved_model.pb"],
         ),
     ];
@@ -225,9 +242,15 @@ fn an_archive_that_holds_no_model_or_reaches_out_is_refused() {
     with_all_tools(|tools| {
         for (made, words) in [
             (archive(&[("readme", "r")], &[]), "no saved_model.pb"),
-            (archive(&[("a/saved_model.pb", "r"), ("b/saved_model.pb", "r")], &[]), "several models"),
+            (
+                archive(&[("a/saved_model.pb", "r"), ("b/saved_model.pb", "r")], &[]),
+                "several models",
+            ),
             (archive(&[("saved_model.pb", "r")], &[("assets", "/etc")]), "lead out"),
-            (archive(&[("saved_model.pb", "r")], &[("assets", "../../../etc")]), "lead out"),
+            (
+                archive(&[("saved_model.pb", "r")], &[("assets", "../../../etc")]),
+                "lead out",
+            ),
             (b"\x1f\x8bnot gzip at all".to_vec(), "cannot be unpacked"),
         ] {
             let server = Server::start(move |_, r| Answer::file(r, &made, "\"a\""));
@@ -445,7 +468,11 @@ fn a_full_disk_is_a_failure() {
         let outcome = volume.run_with(tools, &saved_model(format!("{}/archive", server.address)), full, &[]);
         refused(&outcome, &volume, "cannot be unpacked");
         // More room, and the same volume: what is there of the archive is used.
-        assert!(volume.run(tools, &saved_model(format!("{}/archive", server.address))).ok);
+        assert!(
+            volume
+                .run(tools, &saved_model(format!("{}/archive", server.address)))
+                .ok
+        );
         assert_eq!(server.seen().len(), 2);
     });
 }
@@ -456,7 +483,10 @@ fn a_volume_that_cannot_be_written_to_is_a_failure() {
         let volume = Volume::new();
         fs::write(volume.0.path().join(".berth"), "in the way").unwrap();
         let outcome = volume.run(tools, &file("http://127.0.0.1:1/x", "f"));
-        assert!(!outcome.ok && outcome.said.contains("cannot be written to"), "{outcome:?}");
+        assert!(
+            !outcome.ok && outcome.said.contains("cannot be written to"),
+            "{outcome:?}"
+        );
     });
 }
 
@@ -490,7 +520,11 @@ fn nothing_in_a_name_or_an_address_is_taken_for_shell() {
         assert!(!Path::new("no").exists());
         // Braces and brackets are no patterns either, and what looks like an option is none.
         let path = "/{a,b}[1-3]";
-        assert!(Volume::new().run(tools, &file(format!("{}{path}", server.address), "f")).ok);
+        assert!(
+            Volume::new()
+                .run(tools, &file(format!("{}{path}", server.address), "f"))
+                .ok
+        );
         assert_eq!(server.seen().last().unwrap().path, path);
         let outcome = Volume::new().run(tools, &file("-K/etc/passwd", "f"));
         assert!(!outcome.ok && !outcome.said.contains("root"), "{outcome:?}");
@@ -515,7 +549,11 @@ fn everybody_may_read_the_model() {
         let made = archive(&[("variables/v", "v"), ("saved_model.pb", "p")], &[]);
         let server = Server::start(move |_, r| Answer::file(r, &made, "\"a\""));
         let volume = Volume::new();
-        assert!(volume.run_with(tools, &saved_model(&server.address), "umask 077", &[]).ok);
+        assert!(
+            volume
+                .run_with(tools, &saved_model(&server.address), "umask 077", &[])
+                .ok
+        );
         let mode = |path: &str| fs::metadata(volume.0.path().join(path)).unwrap().permissions().mode() & 0o777;
         for (path, want) in [("m", 0o755), ("m/1/variables", 0o755), ("m/1/saved_model.pb", 0o644)] {
             assert_eq!(mode(path) & want, want, "{path}");

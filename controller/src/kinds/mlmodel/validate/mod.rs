@@ -120,10 +120,21 @@ pub fn validate(object: &MLModel, defaults: &Defaults) -> Result<Validated, Prob
     }
     let replicas = spec.replicas.unwrap_or(1);
     if replicas < 0 {
-        findings.invalid("spec.replicas", format_args!("{replicas} is negative"), "give 0 or more");
+        findings.invalid(
+            "spec.replicas",
+            format_args!("{replicas} is negative"),
+            "give 0 or more",
+        );
     }
-    let sha256 = spec.sha256.as_deref().map(|text| text.trim().to_ascii_lowercase()).filter(|s| !s.is_empty());
-    if let Some(text) = sha256.as_ref().filter(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit())) {
+    let sha256 = spec
+        .sha256
+        .as_deref()
+        .map(|text| text.trim().to_ascii_lowercase())
+        .filter(|s| !s.is_empty());
+    if let Some(text) = sha256
+        .as_ref()
+        .filter(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
         findings.invalid(
             "spec.sha256",
             format_args!("{text:?} is no SHA-256"),
@@ -137,20 +148,27 @@ pub fn validate(object: &MLModel, defaults: &Defaults) -> Result<Validated, Prob
     if gpus.is_some() && replicas > 1 && access_mode == AccessMode::ReadWriteOnce {
         findings.invalid(
             "spec.replicas",
-            format_args!("{replicas} servers with GPUs cannot be bound to the one node that a ReadWriteOnce volume is mounted on"),
+            format_args!(
+                "{replicas} servers with GPUs cannot be bound to the one node that a ReadWriteOnce volume is mounted on"
+            ),
             "set accessMode: ReadWriteMany with a storageClassName that has it, or replicas: 1",
         );
     }
 
     let own_name = url::file_name(&url);
-    if let Some((ending, instead)) = own_name
-        .as_ref()
-        .and_then(|file| framework.unread.iter().find(|(ending, _)| file.to_ascii_lowercase().ends_with(ending)))
-        && spec.image.is_none()
+    if let Some((ending, instead)) = own_name.as_ref().and_then(|file| {
+        framework
+            .unread
+            .iter()
+            .find(|(ending, _)| file.to_ascii_lowercase().ends_with(ending))
+    }) && spec.image.is_none()
     {
         findings.ignored(
             "spec.modelURL",
-            format_args!("the server of {} does not read {ending} files; give {instead}", framework.name),
+            format_args!(
+                "the server of {} does not read {ending} files; give {instead}",
+                framework.name
+            ),
         );
     }
     let Findings { problems, ignored } = findings;
@@ -158,7 +176,11 @@ pub fn validate(object: &MLModel, defaults: &Defaults) -> Result<Validated, Prob
         return Err(problems);
     }
     let source = source(object, &url, sha256.as_deref(), size, access_mode);
-    let file = framework.file.map(str::to_owned).or(own_name).unwrap_or_else(|| UNNAMED.to_owned());
+    let file = framework
+        .file
+        .map(str::to_owned)
+        .or(own_name)
+        .unwrap_or_else(|| UNNAMED.to_owned());
     let folder = format!("{MODELS}/{name}");
     let start = (framework.start)(&Place {
         name: &name,
@@ -237,12 +259,20 @@ fn server(
 ) -> (&'static Framework, String) {
     let name = spec.framework.trim().to_ascii_lowercase();
     let known = FRAMEWORKS.iter().find(|f| f.name == name);
-    let given = spec.image.clone().map(|i| i.trim().to_owned()).filter(|i| !i.is_empty());
+    let given = spec
+        .image
+        .clone()
+        .map(|i| i.trim().to_owned())
+        .filter(|i| !i.is_empty());
     let image = given
         .or_else(|| defaults.images.get(&name).cloned())
         .or_else(|| known?.image.map(str::to_owned));
     if image.is_none() {
-        let names: Vec<_> = FRAMEWORKS.iter().filter(|f| f.image.is_some()).map(|f| f.name).collect();
+        let names: Vec<_> = FRAMEWORKS
+            .iter()
+            .filter(|f| f.image.is_some())
+            .map(|f| f.name)
+            .collect();
         findings.invalid(
             "spec.framework",
             format_args!("{:?} has no server here", spec.framework),

@@ -68,15 +68,29 @@ mod tests {
     fn what_has_no_place_in_a_url_is_escaped_once() {
         for (text, want) in [
             ("https://h/a.h5", "https://h/a.h5"),
-            (" http://h/my model's \"best\".h5 ", "http://h/my%20model's%20%22best%22.h5"),
-            ("http://h/my%20model.h5?x={a}&y=$(b)#c", "http://h/my%20model.h5?x=%7Ba%7D&y=$(b)#c"),
+            (
+                " http://h/my model's \"best\".h5 ",
+                "http://h/my%20model's%20%22best%22.h5",
+            ),
+            (
+                "http://h/my%20model.h5?x={a}&y=$(b)#c",
+                "http://h/my%20model.h5?x=%7Ba%7D&y=$(b)#c",
+            ),
             ("http://h/a\nb`c`\\ä", "http://h/a%0Ab%60c%60%5C%C3%A4"),
             ("FTP://h/a", "FTP://h/a"),
             ("h/a", "h/a"),
         ] {
             assert_eq!(escaped(text).as_deref(), Ok(want), "{text:?}");
         }
-        for text in ["s3://b/k", "file:///etc/passwd", "http://", "http:///a", "/a", "-K/etc/passwd", "gs://x"] {
+        for text in [
+            "s3://b/k",
+            "file:///etc/passwd",
+            "http://",
+            "http:///a",
+            "/a",
+            "-K/etc/passwd",
+            "gs://x",
+        ] {
             assert!(escaped(text).is_err(), "{text:?}");
         }
     }
