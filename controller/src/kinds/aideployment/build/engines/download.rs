@@ -12,20 +12,44 @@ use crate::kinds::problems::Findings;
 /// The directory of models in the images that take downloads.
 pub const MODELS: &str = "/models";
 
-/// Brings one file to where LocalAI looks for models.
-pub const LOCALAI: &str = concat!(include_str!("scripts/download.sh"), include_str!("scripts/localai.sh"));
-/// Copies LocalAI's configuration files to its models.
-pub const LOCALAI_CONFIGS: &str = include_str!("scripts/localai-configs.sh");
-/// Brings one file into Triton's model repository.
-pub const TRITON_FILE: &str = concat!(
-    include_str!("scripts/download.sh"),
-    include_str!("scripts/triton-file.sh")
-);
-/// Unpacks an archive in Triton's model repository.
-pub const TRITON_ARCHIVE: &str = concat!(
-    include_str!("scripts/download.sh"),
-    include_str!("scripts/triton-archive.sh")
-);
+const DOWNLOAD: &str = include_str!("scripts/download.sh");
+
+/// What an init container does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Script {
+    /// Brings one file to where LocalAI looks for models.
+    LocalAi,
+    /// Copies LocalAI's configuration files to its models.
+    LocalAiConfigs,
+    /// Brings one file into Triton's model repository.
+    TritonFile,
+    /// Unpacks an archive in Triton's model repository.
+    TritonArchive,
+}
+
+impl Script {
+    /// All of them.
+    #[cfg(test)]
+    pub const ALL: [Self; 4] = [
+        Self::LocalAi,
+        Self::LocalAiConfigs,
+        Self::TritonFile,
+        Self::TritonArchive,
+    ];
+
+    /// For `sh -c`. Without comments: it is part of the pod template, and a better comment shall not make new pods.
+    pub fn text(self) -> String {
+        let parts: &[&str] = match self {
+            Self::LocalAi => &[DOWNLOAD, include_str!("scripts/localai.sh")],
+            Self::LocalAiConfigs => &[include_str!("scripts/localai-configs.sh")],
+            Self::TritonFile => &[DOWNLOAD, include_str!("scripts/triton-file.sh")],
+            Self::TritonArchive => &[DOWNLOAD, include_str!("scripts/triton-archive.sh")],
+        };
+        let lines = parts.iter().flat_map(|part| part.lines());
+        let code = lines.filter(|line| !line.is_empty() && !line.trim_start().starts_with('#'));
+        code.flat_map(|line| [line, "\n"]).collect()
+    }
+}
 
 /// The init containers of one pod.
 pub struct InitContainers {
@@ -63,10 +87,10 @@ impl InitContainers {
     }
 
     /// Runs a script as a container of this name.
-    pub fn run(&mut self, name: &str, script: &str, env: Vec<EnvVar>) -> &mut Container {
+    pub fn run(&mut self, name: &str, script: Script, env: Vec<EnvVar>) -> &mut Container {
         self.containers.push(Container {
             name: self.names.container(name),
-            command: Some(["sh", "-c", script].map(str::to_owned).into()),
+            command: Some(vec!["sh".into(), "-c".into(), script.text()]),
             env: (!env.is_empty()).then_some(env),
             ..self.engine.clone()
         });
@@ -74,7 +98,7 @@ impl InitContainers {
     }
 
     /// Downloads a model by a script.
-    pub fn download(&mut self, name: &str, script: &str, model: &ResolvedModel, url: &str) {
+    pub fn download(&mut self, name: &str, script: Script, model: &ResolvedModel, url: &str) {
         let file = self.models.file(&model.name);
         self.run(
             name,
@@ -177,8 +201,9 @@ mod tests {
     /// Kubernetes expands `$(NAME)` in commands, and makes one dollar of two.
     #[test]
     fn kubernetes_leaves_the_scripts_as_they_are() {
-        for script in [LOCALAI, LOCALAI_CONFIGS, TRITON_FILE, TRITON_ARCHIVE] {
-            assert!(!script.contains("$(") && !script.contains("$$"), "{script}");
+        for script in Script::ALL {
+            let text = script.text();
+            assert!(!text.contains("$(") && !text.contains("$$"), "{text}");
         }
     }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
     VolumeProjection,
 };
 
-use super::download::{self, InitContainers, MODELS, checked_uri, is_http, variable};
+use super::download::{InitContainers, MODELS, Script, checked_uri, is_http, variable};
 use super::names::Names;
 use super::{Asked, ConfigFile, Engine, ModelField, Probes, Serving, config_map_name, http_probe};
 use crate::kinds::aideployment::models::ResolvedModel;
@@ -64,7 +64,7 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
         }
         match checked_uri(model, findings) {
             Some(uri) if is_http(uri) => {
-                init.download(&format!("init-models-{}", asked.name), download::LOCALAI, model, uri);
+                init.download(&format!("init-models-{}", asked.name), Script::LocalAi, model, uri);
             }
             Some(uri) => args.push(uri.to_owned()),
             None => {}
@@ -74,7 +74,7 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
         configs.check(asked, findings);
         let container = init.run(
             &format!("init-configs-{}", asked.name),
-            download::LOCALAI_CONFIGS,
+            Script::LocalAiConfigs,
             Vec::new(),
         );
         container.volume_mounts.get_or_insert_default().insert(

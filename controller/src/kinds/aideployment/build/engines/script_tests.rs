@@ -1,14 +1,14 @@
 //! The scripts, run by the shell, curl and tar of this machine against a server of our own.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::download::{LOCALAI, LOCALAI_CONFIGS, TRITON_ARCHIVE, TRITON_FILE};
+use super::download::Script::{self, LocalAi, LocalAiConfigs, TritonArchive, TritonFile};
 
 /// What the server answers on a path.
 #[derive(Clone)]
@@ -25,6 +25,7 @@ enum Answer {
 }
 
 struct Server {
+    scheme: &'static str,
     port: u16,
     answers: Arc<Mutex<BTreeMap<String, Vec<Answer>>>>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -32,8 +33,36 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        Self::serving("http", Some)
+    }
+
+    /// With a certificate of this authority, which only those trust who are told to.
+    fn with_tls() -> (Self, String) {
+        let key = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let chain = vec![key.cert.der().clone()];
+        let private = key.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider);
+        let config = config
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth();
+        let config = Arc::new(config.with_single_cert(chain, private).unwrap());
+        let secure = move |stream| {
+            let session = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            stream.flush().ok().map(|()| stream)
+        };
+        (Self::serving("https", secure), key.cert.pem())
+    }
+
+    fn serving<S: Read + Write + 'static>(
+        scheme: &'static str,
+        open: impl Fn(TcpStream) -> Option<S> + Send + Clone + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self {
+            scheme,
             port: listener.local_addr().unwrap().port(),
             answers: Arc::default(),
             asked: Arc::default(),
@@ -42,8 +71,8 @@ impl Server {
         // It ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (answers, asked) = (answers.clone(), asked.clone());
-                std::thread::spawn(move || serve(stream, &answers, &asked));
+                let (answers, asked, open) = (answers.clone(), asked.clone(), open.clone());
+                std::thread::spawn(move || open(stream).map(|stream| serve(stream, &answers, &asked)));
             }
         });
         server
@@ -56,7 +85,7 @@ impl Server {
     }
 
     fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
+        format!("{}://127.0.0.1:{}{path}", self.scheme, self.port)
     }
 
     fn requests(&self) -> usize {
@@ -64,11 +93,14 @@ impl Server {
     }
 }
 
-fn serve(mut stream: TcpStream, answers: &Mutex<BTreeMap<String, Vec<Answer>>>, asked: &Mutex<Vec<String>>) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let first = lines.next().unwrap().unwrap();
+fn serve(stream: impl Read + Write, answers: &Mutex<BTreeMap<String, Vec<Answer>>>, asked: &Mutex<Vec<String>>) {
+    let mut stream = BufReader::new(stream);
+    let mut lines = stream.by_ref().lines();
+    // Who does not like the certificate asks nothing.
+    let Some(Ok(first)) = lines.next() else { return };
     let path = first.split(' ').nth(1).unwrap().to_owned();
     while lines.next().is_some_and(|l| l.is_ok_and(|l| !l.is_empty())) {}
+    let mut stream = stream.into_inner();
     asked.lock().unwrap().push(path.clone());
     let answer = {
         let mut answers = answers.lock().unwrap();
@@ -81,6 +113,7 @@ fn serve(mut stream: TcpStream, answers: &Mutex<BTreeMap<String, Vec<Answer>>>, 
     let mut send = |head: String, body: &[u8]| {
         let _ = stream.write_all(format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n").as_bytes());
         let _ = stream.write_all(body);
+        let _ = stream.flush();
     };
     match answer {
         Answer::Body(body) => send(format!("200 OK\r\nContent-Length: {}", body.len()), &body),
@@ -127,10 +160,15 @@ impl Pod {
         self.folder.path()
     }
 
-    fn start(&self, script: &str, model: &str, url: &str) -> Child {
+    fn start(&self, script: Script, model: &str, url: &str) -> Child {
+        self.command(script, model, url).spawn().unwrap()
+    }
+
+    fn command(&self, script: Script, model: &str, url: &str) -> Command {
+        let mut shell = Command::new("sh");
         // As in the init container: the script and its environment, and nothing else.
-        Command::new("sh")
-            .args(["-c", script])
+        shell
+            .args(["-c", &script.text()])
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOSTNAME", self.name)
@@ -138,23 +176,22 @@ impl Pod {
             .env("MODEL_NAME", model)
             .env("MODEL_PATH", url)
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+            .stderr(Stdio::piped());
+        shell
     }
 
-    fn run(&self, script: &str, model: &str, url: &str) -> Output {
+    fn run(&self, script: Script, model: &str, url: &str) -> Output {
         self.start(script, model, url).wait_with_output().unwrap()
     }
 
-    fn succeeds(&self, script: &str, model: &str, url: &str) -> String {
+    fn succeeds(&self, script: Script, model: &str, url: &str) -> String {
         let output = self.run(script, model, url);
         let said = said(&output);
         assert!(output.status.success(), "{url}: {said}");
         said
     }
 
-    fn fails(&self, script: &str, model: &str, url: &str) {
+    fn fails(&self, script: Script, model: &str, url: &str) {
         let output = self.run(script, model, url);
         assert!(!output.status.success(), "{url}: {}", said(&output));
         assert!(!output.stderr.is_empty(), "{url}: it says why");
@@ -224,7 +261,7 @@ fn a_redirect_is_followed_and_the_file_is_named_after_the_model() {
     let (server, pod) = (Server::start(), Pod::new());
     server.on("/real", body("weights"));
     let url = server.on("/m.gguf?download=true", vec![Answer::Redirect("/real".into())]);
-    pod.succeeds(LOCALAI, "tinyllama-1.1b-chat-v0.1", &url);
+    pod.succeeds(LocalAi, "tinyllama-1.1b-chat-v0.1", &url);
     assert_eq!(pod.content(), files([("tinyllama-1.1b-chat-v0.1", "weights")]));
 }
 
@@ -233,8 +270,8 @@ fn a_redirect_is_followed_and_the_file_is_named_after_the_model() {
 fn a_yaml_url_stays_a_configuration_file() {
     let (server, pod) = (Server::start(), Pod::new());
     let url = server.on("/a/mixtral.yaml?raw=true", body("name: mixtral"));
-    pod.succeeds(LOCALAI, "mixtral", &format!("{url}#x.gguf"));
-    pod.succeeds(LOCALAI, "other", &server.on("/other.yml", body("name: other")));
+    pod.succeeds(LocalAi, "mixtral", &format!("{url}#x.gguf"));
+    pod.succeeds(LocalAi, "other", &server.on("/other.yml", body("name: other")));
     assert_eq!(
         pod.content(),
         files([("mixtral.yaml", "name: mixtral"), ("other.yml", "name: other")])
@@ -244,7 +281,7 @@ fn a_yaml_url_stays_a_configuration_file() {
 #[test]
 fn an_error_page_is_no_model() {
     let (server, pod) = (Server::start(), Pod::new());
-    for script in [LOCALAI, TRITON_FILE, TRITON_ARCHIVE] {
+    for script in [LocalAi, TritonFile, TritonArchive] {
         pod.fails(script, "m", &server.url("/missing.tar"));
         pod.fails(script, "m", &server.on("/forbidden.tar", vec![Answer::Status(403)]));
     }
@@ -254,7 +291,7 @@ fn an_error_page_is_no_model() {
 #[test]
 fn half_a_file_is_no_model_and_a_restart_gets_the_whole() {
     let (server, pod) = (Server::start(), Pod::new());
-    for (script, name) in [(LOCALAI, "m"), (TRITON_FILE, "m/1/m.onnx")] {
+    for (script, name) in [(LocalAi, "m"), (TritonFile, "m/1/m.onnx")] {
         for half in [
             Answer::Truncated(b"hal".into()),
             Answer::TruncatedChunk(b"hal".into()),
@@ -276,7 +313,7 @@ fn half_a_file_is_no_model_and_a_restart_gets_the_whole() {
 fn a_server_that_is_down_for_a_moment_is_asked_again() {
     let (server, pod) = (Server::start(), Pod::new());
     let url = server.on("/m", vec![Answer::Status(503), Answer::Body(b"weights".into())]);
-    pod.succeeds(LOCALAI, "m", &url);
+    pod.succeeds(LocalAi, "m", &url);
     assert_eq!(pod.content(), files([("m", "weights")]));
     assert_eq!(server.requests(), 2);
 }
@@ -289,9 +326,9 @@ fn what_is_complete_is_not_downloaded_again() {
         vec![Answer::Body(archive("-c", &[("a/1/model.onnx", "a")]))],
     );
     for (script, url) in [
-        (LOCALAI, server.on("/m", body("old"))),
-        (TRITON_FILE, server.on("/x.onnx", body("x"))),
-        (TRITON_ARCHIVE, tar),
+        (LocalAi, server.on("/m", body("old"))),
+        (TritonFile, server.on("/x.onnx", body("x"))),
+        (TritonArchive, tar),
     ] {
         let pod = Pod::new();
         let before = server.requests();
@@ -302,12 +339,12 @@ fn what_is_complete_is_not_downloaded_again() {
         assert_eq!((server.requests(), pod.content()), (before + 1, content));
     }
     // Another URL is another model, and what was there goes.
-    pod.succeeds(LOCALAI, "m", &server.url("/m"));
-    pod.succeeds(LOCALAI, "m", &server.on("/m.yaml", body("new")));
+    pod.succeeds(LocalAi, "m", &server.url("/m"));
+    pod.succeeds(LocalAi, "m", &server.on("/m.yaml", body("new")));
     assert_eq!(pod.content(), files([("m.yaml", "new")]));
     // So does one whose file somebody removed.
     std::fs::remove_file(pod.models().join("m.yaml")).unwrap();
-    pod.succeeds(LOCALAI, "m", &server.url("/m.yaml"));
+    pod.succeeds(LocalAi, "m", &server.url("/m.yaml"));
     assert_eq!(pod.content(), files([("m.yaml", "new")]));
 }
 
@@ -315,7 +352,7 @@ fn what_is_complete_is_not_downloaded_again() {
 fn a_file_without_its_mark_is_not_trusted() {
     let (server, pod) = (Server::start(), Pod::new());
     std::fs::write(pod.models().join("m"), "half").unwrap();
-    pod.succeeds(LOCALAI, "m", &server.on("/m", body("whole")));
+    pod.succeeds(LocalAi, "m", &server.on("/m", body("whole")));
     assert_eq!(pod.content(), files([("m", "whole")]));
 }
 
@@ -325,12 +362,12 @@ fn names_and_urls_are_words_and_never_code() {
     let name = "a b'\"$(touch x)`touch y`;*";
     let path = "/it's$(touch${IFS}z)[1-2]{a,b};&'\"*.onnx";
     let url = server.on(path, body("weights"));
-    pod.succeeds(LOCALAI, name, &url);
+    pod.succeeds(LocalAi, name, &url);
     assert_eq!(pod.content(), files([(name, "weights")]));
     assert_eq!(server.asked.lock().unwrap().as_slice(), [path]);
     let file = path.trim_start_matches('/');
     let pod = Pod::new();
-    pod.succeeds(TRITON_FILE, name, &url);
+    pod.succeeds(TritonFile, name, &url);
     let (version, path) = (format!("{name}/1/"), format!("{name}/1/{file}"));
     assert_eq!(
         pod.content(),
@@ -342,7 +379,7 @@ fn names_and_urls_are_words_and_never_code() {
         ("m", "file:///etc/passwd"),
         ("m", "http://127.0.0.1/a b"),
     ] {
-        pod.fails(LOCALAI, name, url);
+        pod.fails(LocalAi, name, url);
     }
 }
 
@@ -350,11 +387,31 @@ fn names_and_urls_are_words_and_never_code() {
 fn a_redirect_leads_to_no_file_of_the_pod() {
     let (server, pod) = (Server::start(), Pod::new());
     pod.fails(
-        LOCALAI,
+        LocalAi,
         "m",
         &server.on("/m", vec![Answer::Redirect("file:///etc/passwd".into())]),
     );
     assert_eq!(pod.content(), files([]));
+}
+
+#[test]
+fn a_server_that_nobody_vouches_for_is_not_believed() {
+    let (server, authority) = Server::with_tls();
+    let (plain, pod) = (Server::start(), Pod::new());
+    let url = server.on("/m", body("weights"));
+    pod.fails(LocalAi, "m", &url);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), authority).unwrap();
+    let trusting = |url: &str| {
+        let mut shell = pod.command(LocalAi, "m", url);
+        shell.env("CURL_CA_BUNDLE", file.path()).output().unwrap()
+    };
+    let elsewhere = server.on("/elsewhere", vec![Answer::Redirect(plain.on("/m", body("forged")))]);
+    assert!(!trusting(&elsewhere).status.success(), "a redirect does not leave TLS");
+    assert_eq!((plain.requests(), pod.content()), (0, files([])));
+    let output = trusting(&url);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(pod.content(), files([("m", "weights")]));
 }
 
 /// The original gave tar a word too many: nothing was ever unpacked.
@@ -382,7 +439,7 @@ fn an_archive_becomes_the_model_repository() {
         let pod = Pod::new();
         server.on("/cdn", vec![Answer::Body(archive(option, &repository))]);
         pod.succeeds(
-            TRITON_ARCHIVE,
+            TritonArchive,
             "m",
             &server.on(path, vec![Answer::Redirect("/cdn".into())]),
         );
@@ -399,7 +456,7 @@ fn archives_may_share_a_directory() {
             &format!("/{model}.tar"),
             vec![Answer::Body(archive("-c", &[(&file, model)]))],
         );
-        pod.succeeds(TRITON_ARCHIVE, model, &url);
+        pod.succeeds(TritonArchive, model, &url);
     }
     let content = pod.content();
     assert_eq!(
@@ -431,10 +488,10 @@ fn half_an_archive_leaves_nothing() {
         ("/no-archive.tar", Answer::Body(b"<html>".repeat(1000))),
         ("/empty.tar", Answer::Body(archive("-c", &[]))),
     ] {
-        pod.fails(TRITON_ARCHIVE, "m", &server.on(path, vec![answer]));
+        pod.fails(TritonArchive, "m", &server.on(path, vec![answer]));
         assert_eq!(pod.content(), files([]), "{path}");
     }
-    pod.succeeds(TRITON_ARCHIVE, "m", &server.on("/half.tar", vec![Answer::Body(plain)]));
+    pod.succeeds(TritonArchive, "m", &server.on("/half.tar", vec![Answer::Body(plain)]));
     assert_eq!(pod.content()["b/1/model.onnx"], big);
 }
 
@@ -443,7 +500,7 @@ fn half_an_archive_leaves_nothing() {
 fn a_deleted_pod_ends_its_download() {
     let (server, pod) = (Server::start(), Pod::new());
     let url = server.on("/m", vec![Answer::Stalls]);
-    let child = pod.start(LOCALAI, "m", &url);
+    let child = pod.start(LocalAi, "m", &url);
     let started = Instant::now();
     while !pod.models().join(".berth-part-pod-0.keep").exists() {
         assert!(started.elapsed() < Duration::from_secs(20), "no download began");
@@ -470,7 +527,7 @@ fn configuration_files_are_copied() {
     let run = || {
         let mut shell = Command::new("sh");
         shell
-            .args(["-c", LOCALAI_CONFIGS])
+            .args(["-c", &LocalAiConfigs.text()])
             .env("BERTH_CONFIGS_DIR", configs.path());
         shell.env("BERTH_MODELS_DIR", pod.models()).output().unwrap()
     };

@@ -3,6 +3,7 @@
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
 use serde_json::{Value, json};
 
+use super::download::Script;
 use super::{Asked, ENGINES, Serving};
 use crate::kinds::aideployment::fixtures::{aideployment, children, defaults, read, sent};
 use crate::kinds::aideployment::models::ResolvedModel;
@@ -21,6 +22,26 @@ fn all(name: &str, spec: &str) -> Value {
 
 fn pod(name: &str, spec: &str) -> Value {
     sent(&children(name, spec).deployment)["spec"]["template"]["spec"].clone()
+}
+
+/// Scripts are tested by running them: in snapshots their names are enough.
+fn named(mut value: Value) -> Value {
+    let text = |script: Script| (script.text(), format!("{script:?}"));
+    let scripts: Vec<_> = Script::ALL.map(text).into();
+    fn replace(value: &mut Value, scripts: &[(String, String)]) {
+        match value {
+            Value::String(s) => {
+                if let Some((_, name)) = scripts.iter().find(|(text, _)| text == s) {
+                    s.clone_from(name);
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|v| replace(v, scripts)),
+            Value::Object(map) => map.values_mut().for_each(|v| replace(v, scripts)),
+            _ => {}
+        }
+    }
+    replace(&mut value, &scripts);
+    value
 }
 
 fn serving(name: &str, spec: &str) -> Value {
@@ -79,7 +100,7 @@ fn download(container: &str, name: &str, url: &str) -> (String, Vec<(String, Str
 /// The original's `test.yaml`, nulls as the API server leaves them out.
 #[test]
 fn localai_by_name() {
-    insta::assert_yaml_snapshot!(all(
+    insta::assert_yaml_snapshot!(named(all(
         "simple",
         "
         endpoint: [{domain: foo.127.0.0.1.nip.io, port: 8080}]
@@ -88,32 +109,32 @@ fn localai_by_name() {
         models: [{uri: tinyllama-chat}]
         deployment: {resources: {requests: {cpu: 8, memory: 3Gi}}}
         "
-    ));
+    )));
 }
 
 /// `localai-config.yaml`, with the configuration inline.
 #[test]
 fn localai_with_an_inline_configuration_file() {
-    insta::assert_yaml_snapshot!(all(
+    insta::assert_yaml_snapshot!(named(all(
         "simple",
         "
         endpoint: [{domain: foo.127.0.0.1.nip.io, port: 8080}]
         engine: {name: localai}
         models: [{engineConfigFile: 'name: bert'}]
         "
-    ));
+    )));
 }
 
 /// L1: a model from the web.
 #[test]
 fn localai_with_a_download() {
-    insta::assert_yaml_snapshot!(pod(
+    insta::assert_yaml_snapshot!(named(pod(
         "foo",
         "
         engine: {name: localai, options: {imageRepository: localai/localai, imageTag: master-ffmpeg-core}}
         models: [{uri: 'https://example.com/tinyllama.Q4_K_M.gguf'}]
         "
-    ));
+    )));
 }
 
 /// `localai-hermes.yaml`, `big-agi.yaml`, `llm-cli.yaml`: limits alone stay limits.
@@ -425,14 +446,14 @@ fn a_template_is_the_base_of_every_engine() {
 /// `deepspeed-mii.yaml`: no endpoint, no Ingress.
 #[test]
 fn deepspeed_mii() {
-    insta::assert_yaml_snapshot!(all(
+    insta::assert_yaml_snapshot!(named(all(
         "deepspeed-mii",
         "
         engine: {name: deepspeed-mii}
         models: [{uri: microsoft/phi-2}]
         deployment: {accelerator: {interface: CUDA, minVersion: {major: 8}}}
         "
-    ));
+    )));
 }
 
 /// M4.
@@ -449,7 +470,7 @@ fn deepspeed_mii_with_a_map() {
 
 #[test]
 fn triton() {
-    insta::assert_yaml_snapshot!(all(
+    insta::assert_yaml_snapshot!(named(all(
         "triton",
         "
         endpoint: [{domain: triton.127.0.0.1.nip.io}]
@@ -459,7 +480,7 @@ fn triton() {
         models: [{uri: 'https://example.com/resnet/model.onnx?download=1'}, {uri: 'https://example.com/repository.tar.gz'}]
         deployment: {accelerator: {interface: CUDA, minVersion: {major: 7}}}
         "
-    ));
+    )));
 }
 
 /// L3, S1: args are the models and no more, and none at all is fine.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
-use super::download::{InitContainers, MODELS, TRITON_ARCHIVE, TRITON_FILE, checked_uri, is_archive, is_http};
+use super::download::{InitContainers, MODELS, Script, checked_uri, is_archive, is_http};
 use super::{Asked, Engine, ModelField, Probes, Serving, http_probe};
 use crate::kinds::problems::Findings;
 
@@ -45,9 +45,9 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
             );
             continue;
         } else if is_archive(uri) {
-            TRITON_ARCHIVE
+            Script::TritonArchive
         } else if has_file_name(uri) {
-            TRITON_FILE
+            Script::TritonFile
         } else {
             findings.invalid(
                 format!("{}.uri", model.path()),
