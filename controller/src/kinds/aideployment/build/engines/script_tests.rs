@@ -356,6 +356,23 @@ fn a_file_without_its_mark_is_not_trusted() {
     assert_eq!(pod.content(), files([("m", "whole")]));
 }
 
+/// What was begun after the mark was made makes it void, also where it did not come to an end.
+#[test]
+fn an_old_mark_is_not_believed_after_a_failed_change() {
+    let (server, pod) = (Server::start(), Pod::new());
+    let (old, new) = (server.on("/old", body("old")), server.on("/new", body("new")));
+    pod.succeeds(LocalAi, "m", &old);
+    let file = pod.models().join("m");
+    std::fs::remove_file(&file).unwrap();
+    // Nothing can be moved to where a directory is.
+    std::fs::create_dir(&file).unwrap();
+    pod.fails(LocalAi, "m", &new);
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::write(&file, "new").unwrap();
+    pod.succeeds(LocalAi, "m", &old);
+    assert_eq!(pod.content(), files([("m", "old")]));
+}
+
 #[test]
 fn names_and_urls_are_words_and_never_code() {
     let (server, pod) = (Server::start(), Pod::new());

@@ -69,6 +69,8 @@ place() {
   case $1 in
     */*) mkdir -p "$models/${1%/*}" ;;
   esac
+  # From here on the old mark would speak of a file that may be gone.
+  rm -f "$marker"
   mv -fT "$part" "$models/$1"
   [ -z "$old" ] || [ "$old" = "$1" ] || rm -f "$models/$old"
   mark "$1"

@@ -18,6 +18,8 @@ wait "$child" || fail 'the archive cannot be extracted'
 [ -e "$part/whole" ] || fail 'the download failed'
 chmod -R u+rwX "$part/files"
 rmdir "$part/files" 2>/dev/null && fail 'the archive is empty'
+# From here on the old mark would speak of files that may be gone.
+rm -f "$marker"
 # Into directories that other archives may have brought.
 cd "$part/files"
 find . -mindepth 1 -type d -exec sh -c 'for d do mkdir -p "$0/$d" || exit 1; done' "$models" {} +
