@@ -37,6 +37,10 @@ fn main() -> ExitCode {
             "V5: a reference is served, and only edits of its variant roll the pods",
             |c| reference(Fixture::new(c)),
         )
+        .trial(
+            "L6: a configuration file reaches the pods, and an edit of it rolls them",
+            |c| engine_config(Fixture::new(c)),
+        )
         .trial("a map of another namespace is used after it allows it", |c| {
             other_namespace(Fixture::new(c))
         })
@@ -378,6 +382,75 @@ async fn reference(f: Fixture) -> anyhow::Result<()> {
     );
     expect_args(&f, &ns, "phi", &wanted).await?;
     Ok(())
+}
+
+async fn engine_config(f: Fixture) -> anyhow::Result<()> {
+    let (library, ns) = (f.namespace("bert").await?, f.namespace("serves").await?);
+    let spec = |text: &str| json!({"localai": [file("base", text), file("other", "x")]});
+    let grant = json!({"berth.dev/allow-from": "*"});
+    apply(&f, &library, "distilroberta", spec("name: bert"), grant.clone()).await?;
+    let reference = json!({"name": "distilroberta", "variant": "base", "namespace": library});
+    let mut object = referring("simple", reference, json!({}));
+    object["spec"]["engine"]["name"] = json!("localai");
+    object["spec"]["env"] = json!([{"name": "DEBUG", "value": "true"}]);
+    f.apply(&ns, object.clone()).await?;
+    f.expect_condition(&ns, "simple", "Available", ("True", "MinimumReplicasAvailable"))
+        .await?;
+    let key = "localai-base-engineConfigFile";
+    expect_data(&f, &ns, "simple-engine-config", &[(key, "name: bert")]).await?;
+    let hash = async || -> anyhow::Result<String> {
+        let template = deployments(&f, &ns).get("simple").await?.spec.context("spec")?.template;
+        let annotations = template.metadata.and_then(|m| m.annotations).unwrap_or_default();
+        let hash = annotations.get("berth.dev/config-hash");
+        hash.cloned().context("a hash in the template")
+    };
+    let first = hash().await?;
+    let pod = deployments(&f, &ns)
+        .get("simple")
+        .await?
+        .spec
+        .and_then(|s| s.template.spec);
+    let volumes = pod.context("pod spec")?.volumes.unwrap_or_default();
+    let volumes: Vec<_> = volumes.iter().map(|v| v.name.as_str()).collect();
+    ensure!(volumes == ["models", "cache", "configs"], "{volumes:?}");
+
+    // Another variant's file is another's.
+    let other = json!({"localai": [file("base", "name: bert"), file("other", "y")]});
+    apply(&f, &library, "distilroberta", other, grant.clone()).await?;
+    expect_data(
+        &f,
+        &library,
+        "distilroberta",
+        &[(key, "name: bert"), ("localai-other-engineConfigFile", "y")],
+    )
+    .await?;
+    tokio::time::sleep(A_WHILE).await;
+    ensure!(hash().await? == first);
+
+    // An edit of its own reaches the map's ConfigMap, that of the AIDeployment, and the pods.
+    apply(&f, &library, "distilroberta", spec("name: bert2"), grant).await?;
+    expect_data(
+        &f,
+        &library,
+        "distilroberta",
+        &[(key, "name: bert2"), ("localai-other-engineConfigFile", "x")],
+    )
+    .await?;
+    expect_data(&f, &ns, "simple-engine-config", &[(key, "name: bert2")]).await?;
+    eventually("another hash", SOON, async || {
+        ensure!(hash().await? != first);
+        Ok(())
+    })
+    .await?;
+
+    // What the AIDeployment says itself wins, and without any file the ConfigMap goes.
+    object["spec"]["models"][0]["engineConfigFile"] = json!("name: mine");
+    f.apply(&ns, object.clone()).await?;
+    expect_data(&f, &ns, "simple-engine-config", &[(key, "name: mine")]).await?;
+    object["spec"]["models"] = json!([{"uri": "phi-2"}]);
+    f.apply(&ns, object).await?;
+    expect_args(&f, &ns, "simple", &["phi-2"]).await?;
+    no_config_map(&f, &ns, "simple-engine-config").await
 }
 
 async fn other_namespace(f: Fixture) -> anyhow::Result<()> {
