@@ -275,8 +275,15 @@ async fn role_is_what_is_used(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("used").await?;
     f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/vllm-h100.yaml")])
         .await?;
-    for example in ["node-pool-labeler", "aimodel"] {
+    for example in ["node-pool-labeler", "model-map", "aimodel"] {
         f.kubectl(&["apply", "-n", &ns, "-f", &f.repo(&format!("examples/{example}.yaml"))])
+            .await?;
+    }
+    for (object, condition) in [
+        ("aimodelmap/mistral-7b", "--for=condition=Accepted"),
+        ("aimodel/tinyllama", "--for=condition=Available"),
+    ] {
+        f.kubectl(&["wait", "-n", &ns, condition, object, "--timeout=30s"])
             .await?;
     }
     eventually("a running model", Duration::from_secs(60), async || {
@@ -425,6 +432,10 @@ const ONLY_SOMETIMES: &[&str] = &[
     "list apps/replicasets",
     "get apps/replicasets",
     "patch apps/replicasets",
+    // The ConfigMap of a map is taken, or no longer wanted.
+    "get /configmaps",
+    "delete /configmaps",
     // Asked for by an admission plugin of some clusters, not by a request.
     "update premlabs.io/aideployments/finalizers",
+    "update premlabs.io/aimodelmaps/finalizers",
 ];
