@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::cluster::ObjectKey;
 
 /// How often it is asked which optional APIs are there: one small request.
-const DISCOVERY: Duration = Duration::from_secs(20);
+const DISCOVERY: Duration = Duration::from_secs(10);
 
 /// Kinds of children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
