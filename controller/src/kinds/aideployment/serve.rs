@@ -31,6 +31,8 @@ const CONCURRENCY: u16 = 8;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Every object is looked at this often whatever happens, with up to as much again at random: watches can miss.
 const HEARTBEAT: Duration = Duration::from_secs(600);
+/// Longest wait for HorizontalPodAutoscalers before the first look.
+const AUTOSCALERS_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
 const RUNTIME_CLASSES_WAIT: Duration = Duration::from_secs(10);
 
@@ -63,8 +65,8 @@ pub async fn run(context: Context, seen: Seen, changed: Arc<Queue<OwnerKey>>) {
 
     // What a look needs has to be there before the first of them, or it would see children and pods gone.
     room.seen.children.wait_synced().await;
-    // Without them a Deployment that is driven by another would be taken back for a moment.
-    room.seen.autoscalers.wait_synced().await;
+    // Without them a Deployment that is driven by another is taken back for a moment.
+    let _ = tokio::time::timeout(AUTOSCALERS_WAIT, room.seen.autoscalers.wait_synced()).await;
     let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, room.seen.runtime_classes.wait_synced()).await;
     while !context.cluster.read().pods_synced {
         tokio::time::sleep(DEBOUNCE).await;

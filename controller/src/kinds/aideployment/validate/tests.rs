@@ -237,6 +237,22 @@ fn fields_without_effect_are_listed() {
     assert!(read(&aideployment("m", &with("{}"))).unwrap().ignored.is_empty());
 }
 
+/// That engine has no volume for what it downloads.
+#[test]
+fn the_cache_of_deepspeed_mii_is_mounted_where_it_downloads_to() {
+    let cache = serde_json::from_value(json!({"hostPath": {"path": "/m", "type": "Directory"}})).unwrap();
+    let (mut serving, mut base, mut findings) = (Serving::default(), PodSpec::default(), Findings::default());
+    cache::mount(&cache, "deepspeed-mii", &mut serving, &mut base, &mut findings);
+    assert_eq!(findings, Findings::default());
+    let mounts = serving.container.volume_mounts.unwrap();
+    assert_eq!(mounts[0].mount_path, "/root/.cache/huggingface");
+    assert_eq!(mounts[0].name, serving.volumes[0].name);
+    assert_eq!(
+        serving.volumes[0].host_path.as_ref().unwrap().type_.as_deref(),
+        Some("Directory")
+    );
+}
+
 /// Text that specs are made of: what the code looks at, and what it does not expect.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -268,6 +284,13 @@ fn text() -> impl Strategy<Value = String> {
             "--",
             "1EE",
             "9223372036854775807Gi",
+            "ROCm",
+            "1g.10gb",
+            "1g.10gb+me",
+            "nvidia.com/mig-1g.10gb",
+            "amd.com/gpu",
+            "/var/lib/models",
+            "..",
         ])
         .prop_map(str::to_owned),
         ".{0,12}",
@@ -307,11 +330,19 @@ fn spec() -> impl Strategy<Value = Value> {
         (number(), number(), number())
             .prop_map(|(a, b, c)| json!({"initialDelaySeconds": a, "successThreshold": b, "periodSeconds": c}))
     };
-    let accelerator = (text(), prop::option::of(text()), prop::collection::vec(text(), 0..3), text(), number(), number()).prop_map(
-        |(interface, class, classes, memory, count, major)| {
-            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count, "minVersion": {"major": major, "minor": major}})
-        },
-    );
+    let accelerator = (
+        text(),
+        prop::option::of(text()),
+        prop::collection::vec(text(), 0..3),
+        text(),
+        number(),
+        number(),
+        prop::option::of(text()),
+    )
+        .prop_map(|(interface, class, classes, memory, count, major, profile)| {
+            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count,
+                "minVersion": {"major": major, "minor": major}, "migProfile": profile})
+        });
     let placement = prop::sample::select(vec![
         json!(null),
         json!({}),
@@ -324,10 +355,10 @@ fn spec() -> impl Strategy<Value = Value> {
         number(),
         prop::option::of(prop::collection::vec(container(), 0..3)),
         (prop::option::of(probe()), prop::option::of(probe())),
-        placement,
+        (placement, prop::option::of(number())),
     )
-        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), placement)| {
-            json!({"accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
+        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), (placement, timeout))| {
+            json!({"startupTimeoutSeconds": timeout, "accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
                 "nodeSelector": selector, "replicas": replicas, "template": containers.map(|c| json!({"spec": {"containers": c}})),
                 "startupProbe": startup, "livenessProbe": liveness, "placement": placement})
         });
@@ -340,15 +371,21 @@ fn spec() -> impl Strategy<Value = Value> {
         (text(), prop::option::of(number())).prop_map(|(domain, port)| json!({"domain": domain, "port": port}));
     let model = (prop::option::of(text()), prop::option::of(text()))
         .prop_map(|(uri, quantization)| json!({"uri": uri, "quantization": quantization}));
+    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
+        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
+    });
+    let gateway = prop::collection::vec(text(), 0..2)
+        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     (
+        (prop::option::of(cache), prop::option::of(gateway)),
         prop::option::of(engine),
         prop::option::of(deployment),
         prop::collection::vec(endpoint, 0..3),
         prop::collection::vec(model, 0..3),
         map(),
     )
-        .prop_map(|(engine, deployment, endpoint, models, labels)| {
-            let mut spec = json!({"engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
+        .prop_map(|((cache, gateway), engine, deployment, endpoint, models, labels)| {
+            let mut spec = json!({"cache": cache, "gateway": gateway, "engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
                 "service": {"labels": labels, "annotations": labels}, "ingress": {"labels": labels, "tls": true}});
             // The API server takes nulls out before they are stored.
             drop_nulls(&mut spec);
