@@ -253,8 +253,8 @@ fn the_cache_of_deepspeed_mii_is_mounted_where_it_downloads_to() {
     );
 }
 
-/// Text that specs are made of: what the code looks at, and what it does not expect.
-fn text() -> impl Strategy<Value = String> {
+/// Boxed, here and below: the trees of values are built on the stack. Text that specs are made of: what the code looks at, and what it does not expect.
+fn text() -> BoxedStrategy<String> {
     prop_oneof![
         prop::sample::select(vec![
             "",
@@ -295,9 +295,10 @@ fn text() -> impl Strategy<Value = String> {
         .prop_map(str::to_owned),
         ".{0,12}",
     ]
+    .boxed()
 }
 
-fn number() -> impl Strategy<Value = i32> {
+fn number() -> BoxedStrategy<i32> {
     prop_oneof![
         Just(0),
         Just(1),
@@ -307,13 +308,16 @@ fn number() -> impl Strategy<Value = i32> {
         Just(i32::MAX),
         any::<i32>()
     ]
+    .boxed()
 }
 
-fn map() -> impl Strategy<Value = Value> {
-    prop::collection::btree_map(text(), text(), 0..3).prop_map(|m| json!(m))
+fn map() -> BoxedStrategy<Value> {
+    prop::collection::btree_map(text(), text(), 0..3)
+        .prop_map(|m| json!(m))
+        .boxed()
 }
 
-fn container() -> impl Strategy<Value = Value> {
+fn container() -> BoxedStrategy<Value> {
     let port = prop_oneof![number().prop_map(|n| json!(n)), text().prop_map(|t| json!(t))];
     (text(), text(), prop::option::of(port), number(), map(), map()).prop_map(|(name, image, port, declared, requests, limits)| {
         let mut c = json!({"name": name, "image": image, "ports": [{"containerPort": declared}],
@@ -323,9 +327,10 @@ fn container() -> impl Strategy<Value = Value> {
         }
         c
     })
+    .boxed()
 }
 
-fn spec() -> impl Strategy<Value = Value> {
+fn spec() -> BoxedStrategy<Value> {
     let probe = || {
         (number(), number(), number())
             .prop_map(|(a, b, c)| json!({"initialDelaySeconds": a, "successThreshold": b, "periodSeconds": c}))
@@ -391,6 +396,7 @@ fn spec() -> impl Strategy<Value = Value> {
             drop_nulls(&mut spec);
             spec
         })
+    .boxed()
 }
 
 fn drop_nulls(value: &mut Value) {
