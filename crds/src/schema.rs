@@ -215,7 +215,10 @@ mod tests {
         let columns = version["additionalPrinterColumns"].as_array().unwrap();
         let names: Vec<&str> = columns.iter().filter_map(|c| c["name"].as_str()).collect();
         assert_eq!(names, ["Engine", "Class", "Ready", "Replicas", "Status", "Age"]);
-        assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.deployment.replicas");
+        assert_eq!(
+            version["subresources"]["scale"]["specReplicasPath"],
+            ".spec.deployment.replicas"
+        );
         assert_eq!(aid["spec"]["names"]["shortNames"], json!(["aid"]));
     }
 }

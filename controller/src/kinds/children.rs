@@ -20,7 +20,10 @@ use tokio::sync::watch;
 use crate::cluster::ObjectKey;
 
 /// How often it is asked which optional APIs are there: one small request.
-const DISCOVERY: Duration = Duration::from_secs(20);
+const DISCOVERY: Duration = Duration::from_secs(10);
+
+/// Wait after a question that found no answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Kinds of children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -289,12 +292,15 @@ impl Children {
             async move {
                 let mut first = true;
                 loop {
-                    let is_there = is_installed(client, *kind).await;
+                    let Some(is_there) = is_installed(client, *kind).await else {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    };
                     // Nobody waits for an API that may never come.
-                    if std::mem::take(&mut first) && is_there != Some(true) {
+                    if std::mem::take(&mut first) && !is_there {
                         self.synced.send_modify(|n| *n += 1);
                     }
-                    if is_there == Some(true) {
+                    if is_there {
                         tokio::select! {
                             () = follow(*kind) => {}
                             () = gone(client, *kind) => {}
@@ -408,7 +414,8 @@ async fn is_installed(client: &Client, kind: Kind) -> Option<bool> {
     let resource = kind.resource();
     match client.list_api_group_resources(&resource.api_version).await {
         Ok(list) => Some(list.resources.iter().any(|r| r.name == resource.plural)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
+        // Who may not ask may not use it either.
+        Err(kube::Error::Api(status)) if [401, 403, 404].contains(&status.code) => Some(false),
         Err(error) => {
             tracing::debug!(%error, kind = kind.as_str(), "cannot tell whether its API is installed");
             None

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::aideployment::fixtures::{defaults, maps, read_with};
-use super::{aimodel, aimodelmap};
 use super::subset::differences;
+use super::{aimodel, aimodelmap};
 
 fn manifests() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");

@@ -13,6 +13,7 @@ mod startup;
 use std::collections::BTreeMap;
 
 use berth_crds::conditions::Reason;
+use berth_crds::names as crds;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
     AIDeploymentSpec, DeploymentOptions, IngressOptions, ParentReference, PlacementPolicy, ServiceOptions,
@@ -290,7 +291,10 @@ fn whole_gpus(spec: &AIDeploymentSpec) -> u32 {
     let told_later = &mut Findings::default();
     let resources = own.and_then(|c| c.resources.clone());
     let merged = resources::merged(resources, options.resources.as_ref(), told_later);
-    gpu::count(options, &merged, told_later).unwrap_or(0)
+    let gpus = gpu::count(options, &merged, told_later);
+    // Slices are not whole GPUs.
+    let whole = [crds::NVIDIA_GPU, crds::AMD_GPU];
+    whole.iter().filter_map(|name| gpus.get(*name)).sum()
 }
 
 /// The name `serving` belongs to one container.
