@@ -107,7 +107,7 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
             (Acceptance::Invalid(problems), outcome)
         }
         Ok(model) => {
-            let outcome = apply(&model, &verdict, &hands, room).await;
+            let outcome = Box::pin(apply(&model, &verdict, &hands, room)).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
