@@ -30,10 +30,12 @@ use self::fetch::Observed;
 use self::models::Maps;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
+use super::adoption::Terms;
 use super::apply::{Applied, Intent, Writer, timed};
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
+use super::problems::Findings;
 use super::runtime_classes::RuntimeClasses;
 use super::status::{notices, tell};
 use crate::cluster::ObjectKey;
@@ -67,18 +69,27 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         policy: room.context.settings.placement_default,
         images: BTreeMap::new(),
     };
+    let maps = Maps::default();
     let around = Surroundings {
         defaults: &defaults,
-        maps: &Maps::default(),
+        maps: &maps,
     };
     let (acceptance, outcome) = match validate(object, around) {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let outcome = apply(&model, &observed, room).await;
+            let models = models::resolve(&key, &object.spec, &maps, &mut Findings::default());
+            let inputs = models::map_inputs(&object.spec, &models);
+            let terms = Terms {
+                inputs: &inputs,
+                replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
+                ..Terms::of(&object.metadata, room.children.contests(), Timestamp::now())
+            };
+            let outcome = apply(&model, &observed, terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -90,7 +101,17 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
             (acceptance, outcome)
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status, and writes it whenever it sees ours change: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     report(object, &key, &acceptance, room).await?;
+    room.memories.change(&key, |m| m.contest_told = contest);
     outcome
 }
 
@@ -101,13 +122,14 @@ fn observe(key: &ObjectKey, room: &Room) -> Observed {
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
-async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let memory = room.memories.get(&key);
     let writer = Writer {
         client: &room.context.client,
         manager: names::managers::AIDEPLOYMENT,
         owner: &model.owner,
+        terms,
     };
     let Wanted {
         config_map,

@@ -112,6 +112,7 @@ fn after_failure(object: Arc<Guarded>, error: &Error, room: Arc<Room>) -> Action
     let key = key_of(object.as_ref());
     let class = error.class();
     let wait = room.memories.failed(&key, class, rand::random());
+    let wait = error.retry_after().unwrap_or(wait);
     tracing::warn!(namespace = key.0, name = key.1, ?class, ?wait, %error, "AIDeployment is not as it should be");
     Action::requeue(wait)
 }
