@@ -11,7 +11,7 @@
 
 pub mod contests;
 mod fields;
-mod finalizers;
+pub mod finalizers;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, ObjectMeta, OwnerReference};
