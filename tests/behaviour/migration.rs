@@ -73,7 +73,10 @@ impl Original {
         let name = object["metadata"]["name"].as_str().context("a name")?.to_owned();
         for _ in 0..20 {
             let answer = match api.get_opt(&name).await? {
-                None => api.create(&Self::params(), &serde_json::from_value(object.clone())?).await,
+                None => {
+                    api.create(&Self::params(), &serde_json::from_value(object.clone())?)
+                        .await
+                }
                 Some(found) => {
                     object["metadata"]["resourceVersion"] = json!(found.metadata.resource_version);
                     api.replace(&name, &Self::params(), &serde_json::from_value(object.clone())?)
@@ -257,7 +260,11 @@ struct Footprint {
     replica_sets: BTreeSet<String>,
 }
 
-const CHILDREN: &[(&str, &str)] = &[("apps", "Deployment"), ("", "Service"), ("networking.k8s.io", "Ingress")];
+const CHILDREN: &[(&str, &str)] = &[
+    ("apps", "Deployment"),
+    ("", "Service"),
+    ("networking.k8s.io", "Ingress"),
+];
 
 /// As the original builds it for the two engines that the trials use.
 fn pod_spec(spec: &Value) -> Value {
@@ -434,8 +441,15 @@ async fn guide(f: Fixture) -> anyhow::Result<()> {
     let chart = tempfile::tempdir()?;
     old_chart(chart.path())?;
     let path = chart.path().display().to_string();
-    f.helm(&["install", "prem-operator", &path, "-n", OLD_NAMESPACE, "--create-namespace"])
-        .await?;
+    f.helm(&[
+        "install",
+        "prem-operator",
+        &path,
+        "-n",
+        OLD_NAMESPACE,
+        "--create-namespace",
+    ])
+    .await?;
 
     let ns = f.namespace("moved").await?;
     let o = Original { f: f.clone(), ns };
@@ -481,7 +495,13 @@ async fn guide(f: Fixture) -> anyhow::Result<()> {
     let uids = async || -> anyhow::Result<Vec<Option<String>>> {
         let mut all = Vec::new();
         for kind in KINDS {
-            all.extend(crs(kind).list(&ListParams::default()).await?.iter().map(ResourceExt::uid));
+            all.extend(
+                crs(kind)
+                    .list(&ListParams::default())
+                    .await?
+                    .iter()
+                    .map(ResourceExt::uid),
+            );
         }
         Ok(all)
     };
@@ -526,7 +546,10 @@ async fn guide(f: Fixture) -> anyhow::Result<()> {
     let selector = service.spec.context("spec")?.selector.unwrap_or_default();
     ensure!(selector.keys().eq([AI_DEPLOYMENT]), "{selector:?}");
     let map = Api::<ConfigMap>::namespaced(f.client(), &o.ns).get("bert").await?;
-    ensure!(map.data.is_some_and(|d| d.contains_key("localai-base-engineConfigFile")));
+    ensure!(
+        map.data
+            .is_some_and(|d| d.contains_key("localai-base-engineConfigFile"))
+    );
     let _: AIModelMap = Api::namespaced(f.client(), &o.ns).get("bert").await?;
     // A converged object costs no write, also after a restart.
     let writes = f.controller_writes("").await?.len();
@@ -556,7 +579,10 @@ async fn guide(f: Fixture) -> anyhow::Result<()> {
 async fn rolled(o: &Original, name: &str, before: &Footprint, replicas: usize) -> anyhow::Result<()> {
     eventually(&format!("{name} has rolled"), SOON, async || {
         let now = o.footprint(name).await?;
-        ensure!(now.pods.is_disjoint(&before.pods) && now.pods.len() == replicas, "{now:?}");
+        ensure!(
+            now.pods.is_disjoint(&before.pods) && now.pods.len() == replicas,
+            "{now:?}"
+        );
         let status = o.deployment(name).await?.status.unwrap_or_default();
         ensure!(
             status.available_replicas.map(usize::try_from) == Some(Ok(replicas)),
@@ -591,7 +617,14 @@ async fn edit(f: Fixture) -> anyhow::Result<()> {
         .await?;
     eventually("the selector again", SOON, async || {
         let service = Api::<Service>::namespaced(f.client(), &o.ns).get(&name).await?;
-        ensure!(!service.spec.context("spec")?.selector.unwrap_or_default().contains_key("other"));
+        ensure!(
+            !service
+                .spec
+                .context("spec")?
+                .selector
+                .unwrap_or_default()
+                .contains_key("other")
+        );
         Ok(())
     })
     .await?;
@@ -609,22 +642,11 @@ async fn edit(f: Fixture) -> anyhow::Result<()> {
         .template
         .spec
         .context("pod spec")?;
-    ensure!(
-        pod.scheduling_gates
-            .iter()
-            .flatten()
-            .any(|g| g.name == names::GATE)
-    );
+    ensure!(pod.scheduling_gates.iter().flatten().any(|g| g.name == names::GATE));
     let container = &pod.containers[0];
     let env: Vec<_> = container.env.iter().flatten().map(|e| e.name.as_str()).collect();
     ensure!(!env.contains(&"STALE") && env.contains(&"DEBUG"), "stale keys: {env:?}");
-    ensure!(
-        container
-            .args
-            .iter()
-            .flatten()
-            .any(|a| a == "--max-model-len=4096")
-    );
+    ensure!(container.args.iter().flatten().any(|a| a == "--max-model-len=4096"));
     f.expect_condition(&o.ns, &name, "Placed", ("True", "AllPlaced"))
         .await?;
     let service = Api::<Service>::namespaced(f.client(), &o.ns).get(&name).await?;

@@ -139,6 +139,10 @@ mod tests {
             assert_eq!(t.wait(&written(None), now), None);
             t.settle(now);
         }
-        assert_eq!(t.wait(&written(None), now + 3601), Some(30), "long after, it is the first again");
+        assert_eq!(
+            t.wait(&written(None), now + 3601),
+            Some(30),
+            "long after, it is the first again"
+        );
     }
 }

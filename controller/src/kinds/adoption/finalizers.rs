@@ -23,7 +23,12 @@ pub async fn remove(
     }
     let patch: Patch<()> = operations_patch(operations);
     let params = PatchParams::default();
-    timed("remove a finalizer of", what, api.patch_metadata(what.2, &params, &patch)).await?;
+    timed(
+        "remove a finalizer of",
+        what,
+        api.patch_metadata(what.2, &params, &patch),
+    )
+    .await?;
     Ok(true)
 }
 

@@ -11,6 +11,10 @@
 
 pub mod contests;
 mod fields;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "no kind that is served so far has finalizers of its original")
+)]
 pub mod finalizers;
 
 use jiff::Timestamp;
@@ -85,7 +89,11 @@ impl<'a> Terms<'a> {
 
     /// What of an intent is applied to a child as watched.
     pub fn part_of(&self, intent: &Intent, seen: &Child) -> Option<Intent> {
-        self.less(intent, self.holds(seen), entry_names(seen).any(|m| m == managers::ADOPTED_REPLICAS))
+        self.less(
+            intent,
+            self.holds(seen),
+            entry_names(seen).any(|m| m == managers::ADOPTED_REPLICAS),
+        )
     }
 
     /// An intent without what is left as it was; `None`: all of it.
@@ -98,7 +106,8 @@ impl<'a> Terms<'a> {
 
     /// Whether a child's pod template is to stay as the original made it.
     pub fn holds(&self, seen: &Child) -> bool {
-        seen.annotation(names::ADOPTED).is_some_and(|mark| self.holds_mark(mark))
+        seen.annotation(names::ADOPTED)
+            .is_some_and(|mark| self.holds_mark(mark))
     }
 
     /// A mark that cannot be read holds nothing: it is not ours.
@@ -158,7 +167,11 @@ pub fn must_move(seen: &Child, owner: &OwnerReference, terms: &Terms<'_>) -> boo
 
 /// Leaves of an object's managed fields what adoption goes by, which is nothing for most: who, and when, but not which fields.
 pub fn slim(meta: &mut ObjectMeta) {
-    let controller = meta.owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let controller = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true));
     let controller = controller.cloned();
     let is_told = |entry: &ManagedFieldsEntry| {
         is_update_of(entry, managers::ADOPTED)

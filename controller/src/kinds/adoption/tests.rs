@@ -91,7 +91,12 @@ fn what_the_original_made_becomes_ours_but_for_the_template() {
         &[
             entry("manager", "Update", 5, fields_of_the_original()),
             status_of("kube-controller-manager"),
-            entry("kubectl-edit", "Update", 6, json!({"f:metadata": {"f:labels": {"f:x": {}}}})),
+            entry(
+                "kubectl-edit",
+                "Update",
+                6,
+                json!({"f:metadata": {"f:labels": {"f:x": {}}}}),
+            ),
         ],
     );
     let plan = planned(&found, &terms(&contests));
@@ -100,8 +105,16 @@ fn what_the_original_made_becomes_ours_but_for_the_template() {
     assert_eq!(
         written(&plan),
         [
-            ("kube-controller-manager".into(), "Update".into(), json!({"f:status": {}})),
-            ("kubectl-edit".into(), "Update".into(), json!({"f:metadata": {"f:labels": {"f:x": {}}}})),
+            (
+                "kube-controller-manager".into(),
+                "Update".into(),
+                json!({"f:status": {}})
+            ),
+            (
+                "kubectl-edit".into(),
+                "Update".into(),
+                json!({"f:metadata": {"f:labels": {"f:x": {}}}})
+            ),
             (
                 OURS.into(),
                 "Apply".into(),
@@ -112,7 +125,10 @@ fn what_the_original_made_becomes_ours_but_for_the_template() {
     );
     assert_eq!(mark_of(&plan).unwrap()["value"], json!({"berth.dev/adopted": "2"}));
     let last = plan.patch.last().unwrap();
-    assert_eq!((&last["path"], &last["value"]), (&json!("/metadata/resourceVersion"), &json!("7")));
+    assert_eq!(
+        (&last["path"], &last["value"]),
+        (&json!("/metadata/resourceVersion"), &json!("7"))
+    );
     let part = plan.part.unwrap();
     assert!(part.body["spec"].get("template").is_none() && part.body["spec"]["replicas"] == 1);
     assert_ne!(part.hash, intent().hash);
@@ -128,7 +144,11 @@ fn a_number_that_the_spec_does_not_give_is_kept_whoever_set_it() {
     for entries in [vec![entry("manager", "Update", 5, fields_of_the_original())], vec![]] {
         let plan = planned(&object(&[], &entries), &terms);
         assert!(plan.part.as_ref().unwrap().body["spec"].get("replicas").is_none());
-        let kept = ("berth/adopted-replicas".into(), "Update".into(), json!({"f:spec": {"f:replicas": {}}}));
+        let kept = (
+            "berth/adopted-replicas".into(),
+            "Update".into(),
+            json!({"f:spec": {"f:replicas": {}}}),
+        );
         assert!(written(&plan).contains(&kept), "{plan:?}");
     }
 }
@@ -158,7 +178,11 @@ fn the_template_is_released_by_generation_inputs_or_wish_and_by_nothing_else() {
         &object(&[], &[entry("manager", "Update", 5, fields_of_the_original())]),
         &reapply,
     );
-    assert_eq!((mark_of(&plan), &plan.part), (None, &None), "nothing is held to begin with");
+    assert_eq!(
+        (mark_of(&plan), &plan.part),
+        (None, &None),
+        "nothing is held to begin with"
+    );
 }
 
 #[test]
@@ -178,12 +202,19 @@ fn a_release_moves_the_template_to_us_with_the_mark() {
     let plan = planned(&found, &terms(&contests));
     assert_eq!(
         written(&plan),
-        [(OURS.into(), "Apply".into(), json!({"f:spec": {"f:selector": {}, "f:template": {}}}))]
+        [(
+            OURS.into(),
+            "Apply".into(),
+            json!({"f:spec": {"f:selector": {}, "f:template": {}}})
+        )]
     );
     assert_eq!(mark_of(&plan).unwrap()["op"], "remove");
     assert_eq!(plan.part, None);
     // A mark taken away by hand is a release too.
-    let mut unmarked = object(&[(names::APPLIED, "x")], &[entry("berth/adopted", "Update", 5, json!({}))]);
+    let mut unmarked = object(
+        &[(names::APPLIED, "x")],
+        &[entry("berth/adopted", "Update", 5, json!({}))],
+    );
     slim(&mut unmarked.metadata);
     assert!(must_move(&Child::new(unmarked), &owner(), &terms(&contests)));
 }
@@ -207,7 +238,12 @@ fn what_is_held_and_as_it_should_be_costs_nothing() {
 fn the_original_writing_after_us_is_evidence_and_a_hand_is_not() {
     let contests = Contests::default();
     let terms = terms(&contests);
-    let ours = entry(OURS, "Apply", 5, json!({"f:spec": {"f:selector": {}, "f:template": {"f:x": {}}}}));
+    let ours = entry(
+        OURS,
+        "Apply",
+        5,
+        json!({"f:spec": {"f:selector": {}, "f:template": {"f:x": {}}}}),
+    );
     let theirs = entry("manager", "Update", 8, json!({"f:spec": {"f:template": {"f:y": {}}}}));
     let applied = [(names::APPLIED, "x")];
     let of = |marks: &[(&str, &str)], entries: &[Value]| planned(&object(marks, entries), &terms);
@@ -236,7 +272,12 @@ fn the_original_writing_after_us_is_evidence_and_a_hand_is_not() {
     assert!(written(&loud).contains(&("berth/adopted".into(), "Update".into(), aside)));
     assert!(loud.part.is_some());
 
-    let by_hand = entry("kubectl-edit", "Update", 8, json!({"f:spec": {"f:template": {"f:y": {}}}}));
+    let by_hand = entry(
+        "kubectl-edit",
+        "Update",
+        8,
+        json!({"f:spec": {"f:template": {"f:y": {}}}}),
+    );
     for (marks, entries) in [
         (&applied[..], vec![ours.clone(), by_hand]),
         (&applied[..], vec![ours.clone(), status_of("manager")]),
@@ -254,7 +295,10 @@ fn the_original_writing_after_us_is_evidence_and_a_hand_is_not() {
 #[test]
 fn little_of_managed_fields_is_kept() {
     let ours = entry(OURS, "Apply", 5, fields_of_the_original());
-    let mut common = object(&[], &[ours.clone(), status_of("kube-controller-manager"), status_of("manager")]);
+    let mut common = object(
+        &[],
+        &[ours.clone(), status_of("kube-controller-manager"), status_of("manager")],
+    );
     slim(&mut common.metadata);
     assert_eq!(common.metadata.managed_fields, None);
     let mut contested = object(&[], &[ours, entry("manager", "Update", 8, fields_of_the_original())]);

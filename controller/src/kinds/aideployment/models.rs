@@ -85,14 +85,21 @@ pub fn resolve(own: &ObjectKey, spec: &AIDeploymentSpec, _maps: &Maps, findings:
 /// Hash of what AIModelMaps give to the models; empty where none is named. It is kept in the cluster, so it is made of values only, and
 /// must stay as it is.
 pub fn map_inputs(spec: &AIDeploymentSpec, models: &[ResolvedModel]) -> String {
-    let of_maps = models
-        .iter()
-        .filter(|m| spec.models.get(m.index).is_some_and(|given| given.model_map_ref.is_some()));
+    let of_maps = models.iter().filter(|m| {
+        spec.models
+            .get(m.index)
+            .is_some_and(|given| given.model_map_ref.is_some())
+    });
     let mut hash = Sha256::new();
     let mut is_any = false;
     for model in of_maps {
         is_any = true;
-        let fields = [&model.uri, &model.quantization, &model.data_type, &model.engine_config_file];
+        let fields = [
+            &model.uri,
+            &model.quantization,
+            &model.data_type,
+            &model.engine_config_file,
+        ];
         for field in fields {
             let text = field.as_deref().unwrap_or_default();
             hash.update(text.len().to_le_bytes());
