@@ -356,13 +356,13 @@ fn old_chart(folder: &std::path::Path) -> anyhow::Result<()> {
         )?;
     }
     let operator = format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {{{{ .Release.Name }}}}-controller-manager\n{control}\
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {{{{ .Release.Name }}}}-controller-manager\n{labels}    \
+         control-plane: controller-manager\n\
          spec:\n  selector: {{matchLabels: {{control-plane: controller-manager}}}}\n  template:\n    \
          metadata: {{labels: {{control-plane: controller-manager}}}}\n    \
          spec: {{serviceAccountName: prem, containers: [{{name: manager, image: premai/prem-operator}}]}}\n---\n\
          apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: prem\n{labels}---\n\
          apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: prem-manager-role\n{labels}rules: []\n",
-        control = format!("{labels}    control-plane: controller-manager\n"),
     );
     std::fs::write(folder.join("templates/operator.yaml"), operator)?;
     Ok(())
@@ -433,11 +433,27 @@ async fn kubectl_crds(f: Fixture) -> anyhow::Result<()> {
     f.delete_namespace(&o.ns).await
 }
 
+/// What every GPU cluster has: it comes with NVIDIA's container toolkit.
+async fn runtime_class(f: &Fixture) -> anyhow::Result<()> {
+    let object = "{apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: nvidia}, handler: nvidia}";
+    f.cluster.apply(object).await?;
+    Ok(())
+}
+
+/// A namespace of a cluster in which Berth runs, whether or not the guide was followed before.
+async fn with_berth(f: &Fixture, prefix: &str) -> anyhow::Result<Original> {
+    if f.cluster.pods_of("controller", None).await?.is_empty() {
+        runtime_class(f).await?;
+        for step in ["crds", "install"] {
+            follow(f, step).await?;
+        }
+    }
+    let ns = f.namespace(prefix).await?;
+    Ok(Original { f: f.clone(), ns })
+}
+
 async fn guide(f: Fixture) -> anyhow::Result<()> {
-    // What every GPU cluster has: it comes with NVIDIA's container toolkit.
-    f.cluster
-        .apply("{apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: nvidia}, handler: nvidia}")
-        .await?;
+    runtime_class(&f).await?;
     let chart = tempfile::tempdir()?;
     old_chart(chart.path())?;
     let path = chart.path().display().to_string();
@@ -602,8 +618,7 @@ async fn rolled(o: &Original, name: &str, before: &Footprint, replicas: usize) -
 }
 
 async fn edit(f: Fixture) -> anyhow::Result<()> {
-    let ns = f.namespace("edited").await?;
-    let o = Original { f: f.clone(), ns };
+    let o = with_berth(&f, "edited").await?;
     let name = o.serve_paused(gpu_model("llm")).await?;
     let before = o.footprint(&name).await?;
     o.unpause(&name).await?;
@@ -659,8 +674,7 @@ async fn edit(f: Fixture) -> anyhow::Result<()> {
 }
 
 async fn reapply(f: Fixture) -> anyhow::Result<()> {
-    let ns = f.namespace("reapplied").await?;
-    let o = Original { f: f.clone(), ns };
+    let o = with_berth(&f, "reapplied").await?;
     let name = o.serve_paused(gpu_model("again")).await?;
     let before = o.footprint(&name).await?;
     o.unpause(&name).await?;
@@ -677,8 +691,7 @@ async fn reapply(f: Fixture) -> anyhow::Result<()> {
 }
 
 async fn contest(f: Fixture) -> anyhow::Result<()> {
-    let ns = f.namespace("contested").await?;
-    let o = Original { f: f.clone(), ns };
+    let o = with_berth(&f, "contested").await?;
     let name = o.serve_paused(gpu_model("both")).await?;
     let before = o.footprint(&name).await?;
     o.unpause(&name).await?;
