@@ -9,6 +9,7 @@ pub mod build;
 pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
+pub mod inputs;
 pub mod models;
 pub mod serve;
 pub mod status;
@@ -79,7 +80,7 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
             let models = models::resolve(&key, &object.spec, &maps, &mut Findings::default());
-            let inputs = models::map_inputs(&object.spec, &models);
+            let inputs = inputs::map_inputs(&object.spec, &models);
             let terms = Terms {
                 inputs: &inputs,
                 replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use berth_crds::conditions::Reason;
 use berth_crds::premlabs::AIModelMap;
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
-use sha2::{Digest, Sha256};
 
 use crate::cluster::ObjectKey;
 use crate::kinds::problems::Findings;
@@ -80,38 +79,6 @@ pub fn resolve(own: &ObjectKey, spec: &AIDeploymentSpec, _maps: &Maps, findings:
         });
     }
     resolved
-}
-
-/// Hash of what AIModelMaps give to the models; empty where none is named. It is kept in the cluster, so it is made of values only, and
-/// must stay as it is.
-pub fn map_inputs(spec: &AIDeploymentSpec, models: &[ResolvedModel]) -> String {
-    let of_maps = models.iter().filter(|m| {
-        spec.models
-            .get(m.index)
-            .is_some_and(|given| given.model_map_ref.is_some())
-    });
-    let mut hash = Sha256::new();
-    let mut is_any = false;
-    for model in of_maps {
-        is_any = true;
-        let fields = [
-            &model.uri,
-            &model.quantization,
-            &model.data_type,
-            &model.engine_config_file,
-        ];
-        for field in fields {
-            let text = field.as_deref().unwrap_or_default();
-            hash.update(text.len().to_le_bytes());
-            hash.update(text);
-        }
-    }
-    let digest = hash.finalize();
-    if is_any {
-        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-    } else {
-        String::new()
-    }
 }
 
 /// As the original makes file names.
