@@ -19,8 +19,11 @@ fn every_problem_names_its_field() {
     let cuda = |more: &str| with(&format!("{{accelerator: {{interface: CUDA, {more}}}}}"));
     let cases: Vec<(&str, String, &[&str])> = vec![
         ("no engine", "{}".into(), &["spec.engine.name: is empty"]),
-        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves vllm, generic"]),
-        ("engine to come", "{engine: {name: localai}}".into(), &["spec.engine.name: \"localai\" is not served"]),
+        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves localai, vllm, deepspeed-mii, triton, generic"]),
+        ("two models without uri under localai", "{engine: {name: localai}, models: [{uri: a}, {}, {uri: ' '}]}".into(), &["spec.models[1].uri: is empty", "spec.models[2].uri: is empty"]),
+        ("no URL", "{engine: {name: localai}, models: [{uri: 'http://'}, {uri: 'https://x/a b'}]}".into(), &["spec.models[0].uri: \"http://\" is no URL", "spec.models[1].uri: \"https://x/a b\" is no URL"]),
+        ("triton with names", "{engine: {name: triton}, models: [{uri: phi-2}, {uri: 's3://b/m.tar'}, {uri: 'https://x/y/'}, {}]}".into(), &["spec.models[0].uri: \"phi-2\" is no http or https URL", "spec.models[1].uri", "spec.models[2].uri: \"https://x/y/\" does not end in the name of a file", "spec.models[3].uri: is empty"]),
+        ("deepspeed-mii without uri", "{engine: {name: deepspeed-mii}, models: [{uri: ''}]}".into(), &["spec.models[0].uri: is empty"]),
         ("no model", "{engine: {name: vllm}}".into(), &["spec.models: 0 models are given and vllm serves exactly one"]),
         ("two models", "{engine: {name: vllm}, models: [{uri: a}, {uri: b}]}".into(), &["spec.models: 2 models"]),
         ("no uri", "{engine: {name: vllm}, models: [{}]}".into(), &["spec.models[0].uri: is empty"]),
@@ -69,7 +72,7 @@ fn every_problem_names_its_field() {
 fn reasons_tell_what_kind_of_problem_it_is() {
     let reason = |spec: &str| read(&aideployment("m", spec)).unwrap_err().reason();
     assert_eq!(
-        reason("{engine: {name: triton}, deployment: {replicas: -1}}"),
+        reason("{engine: {name: ollama}, deployment: {replicas: -1}}"),
         Reason::UnsupportedEngine
     );
     assert_eq!(
@@ -316,7 +319,10 @@ fn spec() -> impl Strategy<Value = Value> {
                 "startupProbe": startup, "livenessProbe": liveness, "placement": placement})
         });
     let engine = (
-        prop_oneof![Just("vllm".to_owned()), Just("generic".to_owned()), text()],
+        prop_oneof![
+            prop::sample::select(ENGINES.iter().map(|e| e.name.to_owned()).collect::<Vec<_>>()),
+            text()
+        ],
         map(),
     )
         .prop_map(|(name, options)| json!({"name": name, "options": options}));
