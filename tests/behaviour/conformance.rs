@@ -43,9 +43,15 @@ fn main() -> ExitCode {
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance");
     let mut found = Vec::new();
-    for group in std::fs::read_dir(&folder).expect("tests/conformance is there").flatten() {
+    for group in std::fs::read_dir(&folder)
+        .expect("tests/conformance is there")
+        .flatten()
+    {
         let rows = std::fs::read_dir(group.path()).into_iter().flatten().flatten();
-        found.extend(rows.map(|r| r.path()).filter(|p| p.extension().is_some_and(|e| e == "yaml")));
+        found.extend(
+            rows.map(|r| r.path())
+                .filter(|p| p.extension().is_some_and(|e| e == "yaml")),
+        );
     }
     found.sort();
     found
@@ -55,7 +61,12 @@ fn files() -> Vec<PathBuf> {
 fn title(file: &Path) -> String {
     let part = |p: Option<&std::ffi::OsStr>| p.unwrap_or_default().to_string_lossy().into_owned();
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    let comment = text.lines().next().unwrap_or_default().trim_start_matches("# ").to_owned();
+    let comment = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("# ")
+        .to_owned();
     let group = part(file.parent().and_then(Path::file_name));
     format!("{group}/{}: {comment}", part(file.file_stem()))
 }
@@ -74,12 +85,24 @@ async fn row(f: Fixture, file: PathBuf) -> anyhow::Result<()> {
     for document in &documents {
         run.step(document).await?;
     }
-    ensure!(run.pending.is_empty(), "the last manifests are not followed by what they must lead to");
-    // Nothing of this row may stand in the way of the next.
-    for document in documents.iter().rev().filter(|d| d.get("kind").is_some()) {
+    ensure!(
+        run.pending.is_empty(),
+        "the last manifests are not followed by what they must lead to"
+    );
+    // Nothing of this row may stand in the way of the next; what is in the row's own namespace goes with it, in its own time.
+    let elsewhere = |d: &&Value| run.namespace_of(d) != run.namespace || d["kind"] == "Namespace";
+    let made = documents.iter().rev().filter(|d| d.get("kind").is_some());
+    for document in made
+        .clone()
+        .filter(elsewhere)
+        .chain(made.filter(|d| d["kind"] == "AutoNodeLabeler"))
+    {
         run.delete(document).await?;
     }
-    run.f.delete_namespace(&run.namespace).await
+    run.f
+        .kubectl(&["delete", "namespace", &run.namespace, "--wait=false"])
+        .await?;
+    Ok(())
 }
 
 struct Run {
@@ -126,12 +149,16 @@ impl Run {
 
     async fn delete(&self, object: &Value) -> anyhow::Result<()> {
         let (kind, name) = identity(object)?;
-        // Shared with other rows.
-        if (kind.as_str(), name.as_str()) == ("Namespace", "default") {
-            return Ok(());
-        }
         let namespace = self.namespace_of(object);
-        let args = ["delete", &kind, &name, "-n", namespace, "--ignore-not-found", "--timeout=90s"];
+        let args = [
+            "delete",
+            &kind,
+            &name,
+            "-n",
+            namespace,
+            "--ignore-not-found",
+            "--timeout=90s",
+        ];
         self.f.kubectl(&args).await?;
         Ok(())
     }
@@ -139,7 +166,10 @@ impl Run {
     async fn expect(&self, expected: &Value) -> anyhow::Result<()> {
         let list = |key: &str| expected.get(key).and_then(Value::as_array).into_iter().flatten();
         for key in expected.as_object().context("expect is a map")?.keys() {
-            ensure!(["objects", "absent", "pods", "nodes"].contains(&key.as_str()), "expect.{key} is unknown");
+            ensure!(
+                ["objects", "absent", "pods", "nodes"].contains(&key.as_str()),
+                "expect.{key} is unknown"
+            );
         }
         for object in list("objects") {
             let (kind, name) = identity(object)?;
@@ -176,7 +206,10 @@ impl Run {
         let api = Api::<Pod>::namespaced(self.f.client(), namespace);
         eventually(&format!("{count} pods of {selector}"), SOON, async || {
             let pods = api.list(&ListParams::default().labels(selector)).await?.items;
-            let alive: Vec<_> = pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).collect();
+            let alive: Vec<_> = pods
+                .iter()
+                .filter(|p| p.metadata.deletion_timestamp.is_none())
+                .collect();
             ensure!(alive.len() as u64 == count, "there are {}", alive.len());
             if wanted["ready"] == true {
                 for pod in alive {
@@ -196,7 +229,11 @@ impl Run {
         let api = Api::<Node>::all(self.f.client());
         eventually("nodes with the labels", SOON, async || {
             let nodes = api.list(&ListParams::default()).await?.items;
-            let carry = |n: &&Node| labels.iter().all(|(k, v)| n.labels().get(k).map(String::as_str) == v.as_str());
+            let carry = |n: &&Node| {
+                labels
+                    .iter()
+                    .all(|(k, v)| n.labels().get(k).map(String::as_str) == v.as_str())
+            };
             let have = nodes.iter().filter(carry).count() as u64;
             ensure!(have >= least, "{have} of {} nodes", nodes.len());
             Ok(())
@@ -206,7 +243,10 @@ impl Run {
 
     async fn get(&self, object: &Value) -> anyhow::Result<Option<Value>> {
         let (kind, name) = identity(object)?;
-        let api_version = object["apiVersion"].as_str().unwrap_or_else(|| api_version(&kind)).to_owned();
+        let api_version = object["apiVersion"]
+            .as_str()
+            .unwrap_or_else(|| api_version(&kind))
+            .to_owned();
         let gvk = GroupVersionKind::try_from(TypeMeta { api_version, kind })?;
         let resource = ApiResource::from_gvk(&gvk);
         let api: Api<DynamicObject> = Api::namespaced_with(self.f.client(), self.namespace_of(object), &resource);
