@@ -17,6 +17,8 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::adoption;
+use super::adoption::contests::Contests;
 use crate::cluster::ObjectKey;
 
 /// How often it is asked which optional APIs are there: one small request.
@@ -119,14 +121,14 @@ pub struct Child {
     pub terminating: bool,
     /// The owner with `controller: true`.
     pub controller: Option<OwnerReference>,
-    /// The whole object, without managed fields.
+    /// The whole object; of its managed fields only what [`adoption::slim`] leaves.
     pub object: Value,
 }
 
 impl Child {
     /// From the API.
     pub fn new(mut object: DynamicObject) -> Self {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let meta = &object.metadata;
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -176,6 +178,7 @@ pub struct Children {
     synced: watch::Sender<usize>,
     /// Optional kinds whose API is installed, and which were listed.
     served: RwLock<BTreeSet<Kind>>,
+    contests: Contests,
 }
 
 impl Default for Children {
@@ -184,6 +187,7 @@ impl Default for Children {
             kept: RwLock::default(),
             synced: watch::Sender::new(0),
             served: RwLock::default(),
+            contests: Contests::default(),
         }
     }
 }
@@ -211,6 +215,11 @@ impl Children {
                 .collect()
         };
         names.iter().filter_map(|name| self.get(kind, name)).collect()
+    }
+
+    /// Children that an original operator still writes.
+    pub fn contests(&self) -> &Contests {
+        &self.contests
     }
 
     /// Whether the API of a kind is there, as far as is known.
@@ -371,7 +380,7 @@ impl Children {
     }
 
     fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, changed: &impl Fn(OwnerKey)) {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let owner = owner_of(&object, key.clone());
         // Whoever lost a child by its owner reference cannot be told from the child any more.
