@@ -283,7 +283,8 @@ mod tests {
 
     #[test]
     fn images_come_apart_at_the_tag() {
-        let cases: &[(&str, Option<(&str, Option<&str>, Option<&str>)>)] = &[
+        type Parts<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
+        let cases: &[(&str, Option<Parts<'_>>)] = &[
             ("vllm=a/b:v1", Some(("vllm", Some("a/b"), Some("v1")))),
             ("vllm=reg:5000/a/b", Some(("vllm", Some("reg:5000/a/b"), None))),
             ("vllm=reg:5000/a/b:v1", Some(("vllm", Some("reg:5000/a/b"), Some("v1")))),

@@ -12,6 +12,8 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
+// Each trial has a namespace of its own, and none asks for a GPU: they are left to the end of the cluster, which is quicker than to wait for
+// the garbage collector.
 fn main() -> ExitCode {
     Suite::new("aimodelmap")
         .trial(
@@ -34,6 +36,10 @@ fn main() -> ExitCode {
         .trial(
             "V5: a reference is served, and only edits of its variant roll the pods",
             |c| reference(Fixture::new(c)),
+        )
+        .trial(
+            "L6: a configuration file reaches the pods, and an edit of it rolls them",
+            |c| engine_config(Fixture::new(c)),
         )
         .trial("a map of another namespace is used after it allows it", |c| {
             other_namespace(Fixture::new(c))
@@ -128,6 +134,13 @@ async fn expect_args(f: &Fixture, ns: &str, name: &str, wanted: &[&str]) -> anyh
     .await
 }
 
+/// The controller's writes in a namespace; of this resource only, unless it is empty.
+async fn writes(f: &Fixture, ns: &str, resource: &str) -> anyhow::Result<Vec<String>> {
+    let of_namespace = format!("/namespaces/{ns}/");
+    let all = f.controller_writes(resource).await?;
+    Ok(all.into_iter().filter(|w| w.contains(&of_namespace)).collect())
+}
+
 async fn config_map(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("k1").await?;
     let spec = json!({"localai": [file("variant1", "a: 1\n"), file("variant2", "b: 2\n"), {"variant": "bare", "uri": "u"}],
@@ -187,7 +200,7 @@ async fn config_map(f: Fixture) -> anyhow::Result<()> {
         lines.next().is_some_and(|l| l[..3] == ["empty", "True", "Valid"]),
         "{table}"
     );
-    f.delete_namespace(&ns).await
+    Ok(())
 }
 
 async fn follows(f: Fixture) -> anyhow::Result<()> {
@@ -227,7 +240,7 @@ async fn follows(f: Fixture) -> anyhow::Result<()> {
     expect_data(&f, &ns, "m", &[(other, "3")]).await?;
     apply(&f, &ns, "m", json!({"vllm": [{"variant": "a", "uri": "u"}]}), json!({})).await?;
     no_config_map(&f, &ns, "m").await?;
-    f.delete_namespace(&ns).await
+    Ok(())
 }
 
 async fn name_taken(f: Fixture) -> anyhow::Result<()> {
@@ -250,7 +263,7 @@ async fn name_taken(f: Fixture) -> anyhow::Result<()> {
     apply(&f, &ns, "mine", json!({}), json!({})).await?;
     accepted(&f, &ns, "mine", ("True", "Valid")).await?;
     ensure!(api.get("mine").await? == before, "left alone");
-    f.delete_namespace(&ns).await
+    Ok(())
 }
 
 async fn left_behind(f: Fixture) -> anyhow::Result<()> {
@@ -275,7 +288,7 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
     ensure!(after.uid() == before.uid(), "the same object");
     ensure!(after.owner_references().len() == 1, "{:?}", after.owner_references());
     accepted(&f, &ns, "old", ("True", "Valid")).await?;
-    f.delete_namespace(&ns).await
+    Ok(())
 }
 
 async fn twice(f: Fixture) -> anyhow::Result<()> {
@@ -290,7 +303,7 @@ async fn twice(f: Fixture) -> anyhow::Result<()> {
     f.apply(&ns, referring("uses", json!({"name": "m", "variant": "a"}), json!({})))
         .await?;
     expect_args(&f, &ns, "uses", &["--model", "first"]).await?;
-    f.delete_namespace(&ns).await
+    Ok(())
 }
 
 async fn reference(f: Fixture) -> anyhow::Result<()> {
@@ -314,7 +327,7 @@ async fn reference(f: Fixture) -> anyhow::Result<()> {
     f.expect_condition(&ns, "phi", "Accepted", ("True", "Valid")).await?;
 
     // What is not its variant's is not its pods'.
-    let before = deployments(&f, &ns).get("phi").await?;
+    let before = (writes(&f, &ns, "deployments").await?, served.metadata.generation);
     let other = json!({"variant": "other", "uri": "x", "engineConfigFile": "y"});
     apply(
         &f,
@@ -327,11 +340,9 @@ async fn reference(f: Fixture) -> anyhow::Result<()> {
     accepted(&f, &ns, "phi-2.0", ("True", "Valid")).await?;
     expect_data(&f, &ns, "phi-2.0", &[("vllm-other-engineConfigFile", "y")]).await?;
     tokio::time::sleep(A_WHILE).await;
-    let after = deployments(&f, &ns).get("phi").await?;
-    ensure!(
-        before.resource_version() == after.resource_version(),
-        "the Deployment was written"
-    );
+    let generation = deployments(&f, &ns).get("phi").await?.metadata.generation;
+    let after = (writes(&f, &ns, "deployments").await?, generation);
+    ensure!(after == before, "the Deployment was written: {after:?}");
 
     // What is its variant's is; what it sets itself wins.
     let edited =
@@ -370,7 +381,76 @@ async fn reference(f: Fixture) -> anyhow::Result<()> {
         "{message}"
     );
     expect_args(&f, &ns, "phi", &wanted).await?;
-    f.delete_namespace(&ns).await
+    Ok(())
+}
+
+async fn engine_config(f: Fixture) -> anyhow::Result<()> {
+    let (library, ns) = (f.namespace("bert").await?, f.namespace("serves").await?);
+    let spec = |text: &str| json!({"localai": [file("base", text), file("other", "x")]});
+    let grant = json!({"berth.dev/allow-from": "*"});
+    apply(&f, &library, "distilroberta", spec("name: bert"), grant.clone()).await?;
+    let reference = json!({"name": "distilroberta", "variant": "base", "namespace": library});
+    let mut object = referring("simple", reference, json!({}));
+    object["spec"]["engine"]["name"] = json!("localai");
+    object["spec"]["env"] = json!([{"name": "DEBUG", "value": "true"}]);
+    f.apply(&ns, object.clone()).await?;
+    f.expect_condition(&ns, "simple", "Available", ("True", "MinimumReplicasAvailable"))
+        .await?;
+    let key = "localai-base-engineConfigFile";
+    expect_data(&f, &ns, "simple-engine-config", &[(key, "name: bert")]).await?;
+    let hash = async || -> anyhow::Result<String> {
+        let template = deployments(&f, &ns).get("simple").await?.spec.context("spec")?.template;
+        let annotations = template.metadata.and_then(|m| m.annotations).unwrap_or_default();
+        let hash = annotations.get("berth.dev/config-hash");
+        hash.cloned().context("a hash in the template")
+    };
+    let first = hash().await?;
+    let pod = deployments(&f, &ns)
+        .get("simple")
+        .await?
+        .spec
+        .and_then(|s| s.template.spec);
+    let volumes = pod.context("pod spec")?.volumes.unwrap_or_default();
+    let volumes: Vec<_> = volumes.iter().map(|v| v.name.as_str()).collect();
+    ensure!(volumes == ["models", "cache", "configs"], "{volumes:?}");
+
+    // Another variant's file is another's.
+    let other = json!({"localai": [file("base", "name: bert"), file("other", "y")]});
+    apply(&f, &library, "distilroberta", other, grant.clone()).await?;
+    expect_data(
+        &f,
+        &library,
+        "distilroberta",
+        &[(key, "name: bert"), ("localai-other-engineConfigFile", "y")],
+    )
+    .await?;
+    tokio::time::sleep(A_WHILE).await;
+    ensure!(hash().await? == first);
+
+    // An edit of its own reaches the map's ConfigMap, that of the AIDeployment, and the pods.
+    apply(&f, &library, "distilroberta", spec("name: bert2"), grant).await?;
+    expect_data(
+        &f,
+        &library,
+        "distilroberta",
+        &[(key, "name: bert2"), ("localai-other-engineConfigFile", "x")],
+    )
+    .await?;
+    expect_data(&f, &ns, "simple-engine-config", &[(key, "name: bert2")]).await?;
+    eventually("another hash", SOON, async || {
+        ensure!(hash().await? != first);
+        Ok(())
+    })
+    .await?;
+
+    // What the AIDeployment says itself wins, and without any file the ConfigMap goes.
+    object["spec"]["models"][0]["engineConfigFile"] = json!("name: mine");
+    f.apply(&ns, object.clone()).await?;
+    expect_data(&f, &ns, "simple-engine-config", &[(key, "name: mine")]).await?;
+    object["spec"]["models"] = json!([{"uri": "phi-2"}]);
+    f.apply(&ns, object).await?;
+    expect_args(&f, &ns, "simple", &["phi-2"]).await?;
+    no_config_map(&f, &ns, "simple-engine-config").await
 }
 
 async fn other_namespace(f: Fixture) -> anyhow::Result<()> {
@@ -417,8 +497,8 @@ async fn other_namespace(f: Fixture) -> anyhow::Result<()> {
     expect_args(&f, &ns, "reads", &["--model", "two"]).await?;
     f.expect_condition(&ns, "reads", "Available", ("True", "MinimumReplicasAvailable"))
         .await?;
-    f.delete_namespace(&ns).await?;
-    f.delete_namespace(&library).await
+
+    Ok(())
 }
 
 async fn deleted(f: Fixture) -> anyhow::Result<()> {
@@ -439,7 +519,7 @@ async fn deleted(f: Fixture) -> anyhow::Result<()> {
             .map(ResourceExt::uid)
             .collect())
     };
-    let (pods, before) = (running().await?, deployments(&f, &ns).get("stays").await?);
+    let (pods, before) = (running().await?, writes(&f, &ns, "deployments").await?);
     ensure!(pods.len() == 1, "{pods:?}");
     maps(&f, &ns).delete("m", &DeleteParams::default()).await?;
     f.expect_condition(&ns, "stays", "Accepted", ("False", "ReferenceNotFound"))
@@ -460,13 +540,10 @@ async fn deleted(f: Fixture) -> anyhow::Result<()> {
     apply(&f, &ns, "m", spec, json!({})).await?;
     f.expect_condition(&ns, "stays", "Accepted", ("True", "Valid")).await?;
     expect_data(&f, &ns, "m", &[("vllm-v-engineConfigFile", "text")]).await?;
-    let after = deployments(&f, &ns).get("stays").await?;
-    ensure!(
-        after.resource_version() == before.resource_version(),
-        "the Deployment was written"
-    );
+    let after = writes(&f, &ns, "deployments").await?;
+    ensure!(after == before, "the Deployment was written: {after:?}");
     ensure!(running().await? == pods, "the pods are the same");
-    f.delete_namespace(&ns).await
+    Ok(())
 }
 
 async fn converged(f: Fixture) -> anyhow::Result<()> {
@@ -494,18 +571,13 @@ async fn converged(f: Fixture) -> anyhow::Result<()> {
     accepted(&f, &ns, "m", ("True", "Valid")).await?;
     accepted(&f, &ns, "bad", ("False", "InvalidSpec")).await?;
     tokio::time::sleep(A_WHILE).await;
-    let writes = async || -> anyhow::Result<Vec<String>> {
-        let of_namespace = format!("/namespaces/{ns}/");
-        let all = f.controller_writes("").await?;
-        Ok(all.into_iter().filter(|w| w.contains(&of_namespace)).collect())
-    };
-    let before = writes().await?;
+    let before = writes(&f, &ns, "").await?;
     f.restart_controller().await?;
     tokio::time::sleep(A_WHILE * 2).await;
-    let after = writes().await?;
+    let after = writes(&f, &ns, "").await?;
     ensure!(after == before, "written after a restart: {:?}", &after[before.len()..]);
     // And it still follows.
     apply(&f, &ns, "m", json!({"vllm": [file("v", "other")]}), json!({})).await?;
     expect_data(&f, &ns, "m", &[("vllm-v-engineConfigFile", "other")]).await?;
-    f.delete_namespace(&ns).await
+    Ok(())
 }

@@ -16,6 +16,8 @@ pub enum Acceptance {
     Paused,
     /// A child's name belongs to somebody else.
     NameTaken(String),
+    /// The original operator still writes a child.
+    AnotherOperator(String),
     /// The API server refused a child; its answer.
     ApplyFailed(String),
     /// Everything was done but what needs an API that this cluster does not have.
@@ -27,7 +29,7 @@ impl Acceptance {
     pub fn may_run_earlier(&self) -> bool {
         match self {
             Self::Invalid(_) | Self::NameTaken(_) | Self::ApplyFailed(_) => true,
-            Self::Valid(_) | Self::Paused | Self::ApiNotInstalled(_) => false,
+            Self::Valid(_) | Self::Paused | Self::AnotherOperator(_) | Self::ApiNotInstalled(_) => false,
         }
     }
 }
@@ -46,6 +48,7 @@ pub fn accepted(acceptance: &Acceptance) -> Desired {
             (Status::Unknown, Reason::Paused, message)
         }
         Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
+        Acceptance::AnotherOperator(message) => (Status::False, Reason::AnotherOperatorActive, message.clone()),
         Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
         Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
     };

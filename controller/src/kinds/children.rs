@@ -17,10 +17,15 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::adoption;
+use super::adoption::contests::Contests;
 use crate::cluster::ObjectKey;
 
 /// How often it is asked which optional APIs are there: one small request.
-const DISCOVERY: Duration = Duration::from_secs(20);
+const DISCOVERY: Duration = Duration::from_secs(10);
+
+/// Wait after a question that found no answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Kinds of children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,14 +131,14 @@ pub struct Child {
     pub terminating: bool,
     /// The owner with `controller: true`.
     pub controller: Option<OwnerReference>,
-    /// The whole object, without managed fields.
+    /// The whole object; of its managed fields only what [`adoption::slim`] leaves.
     pub object: Value,
 }
 
 impl Child {
     /// From the API.
     pub fn new(mut object: DynamicObject) -> Self {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let meta = &object.metadata;
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -183,6 +188,7 @@ pub struct Children {
     synced: watch::Sender<usize>,
     /// Optional kinds whose API is installed, and which were listed.
     served: RwLock<BTreeSet<Kind>>,
+    contests: Contests,
 }
 
 impl Default for Children {
@@ -191,6 +197,7 @@ impl Default for Children {
             kept: RwLock::default(),
             synced: watch::Sender::new(0),
             served: RwLock::default(),
+            contests: Contests::default(),
         }
     }
 }
@@ -218,6 +225,11 @@ impl Children {
                 .collect()
         };
         names.iter().filter_map(|name| self.get(kind, name)).collect()
+    }
+
+    /// Children that an original operator still writes.
+    pub fn contests(&self) -> &Contests {
+        &self.contests
     }
 
     /// Whether the API of a kind is there, as far as is known.
@@ -299,12 +311,15 @@ impl Children {
             async move {
                 let mut first = true;
                 loop {
-                    let is_there = is_installed(client, *kind).await;
+                    let Some(is_there) = is_installed(client, *kind).await else {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    };
                     // Nobody waits for an API that may never come.
-                    if std::mem::take(&mut first) && is_there != Some(true) {
+                    if std::mem::take(&mut first) && !is_there {
                         self.synced.send_modify(|n| *n += 1);
                     }
-                    if is_there == Some(true) {
+                    if is_there {
                         tokio::select! {
                             () = follow(*kind) => {}
                             () = gone(client, *kind) => {}
@@ -375,7 +390,7 @@ impl Children {
     }
 
     fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, changed: &impl Fn(OwnerKey)) {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let owner = owner_of(&object, key.clone());
         // Whoever lost a child by its owner reference cannot be told from the child any more.
@@ -418,7 +433,8 @@ async fn is_installed(client: &Client, kind: Kind) -> Option<bool> {
     let resource = kind.resource();
     match client.list_api_group_resources(&resource.api_version).await {
         Ok(list) => Some(list.resources.iter().any(|r| r.name == resource.plural)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
+        // Who may not ask may not use it either.
+        Err(kube::Error::Api(status)) if [401, 403, 404].contains(&status.code) => Some(false),
         Err(error) => {
             tracing::debug!(%error, kind = kind.as_str(), "cannot tell whether its API is installed");
             None

@@ -34,10 +34,12 @@ impl<S: Clone> Hands<'_, S> {
         let slot = (kind, intent.name.clone());
         let memory = self.memories.get(self.key);
         let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
-        if let (Kind::Deployment, Some(seen), None) = (kind, seen, intent.body.pointer("/spec/replicas"))
-            && decide(&intent, self.writer.owner, Some(seen), &settled) == Decision::Update
-        {
-            self.hand_over_replicas(&intent, seen).await?;
+        if let (Kind::Deployment, Some(seen), None) = (kind, seen, intent.body.pointer("/spec/replicas")) {
+            let part = self.writer.terms.part_of(&intent, seen);
+            let now = part.as_ref().unwrap_or(&intent);
+            if decide(now, self.writer.owner, Some(seen), &settled) == Decision::Update {
+                self.hand_over_replicas(&intent, seen).await?;
+            }
         }
         match self.writer.apply(&intent, seen, &settled).await? {
             Applied::Kept => {}

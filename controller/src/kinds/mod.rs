@@ -7,10 +7,12 @@
 //! runtime_classes, autoscalers                           ├─► a kind's look at one object
 //! cluster         pods and placement's conclusions       ┘        │
 //! apply ◄── subset (does it still hold?) ◄── intents ◄────────────┘
+//!   └─ adoption (what an original operator left behind)
 //! status ◄── notices, memory, error (when to look again)
 //! ```
 
 mod acceptance;
+mod adoption;
 mod aideployment;
 mod aimodel;
 mod aimodelmap;

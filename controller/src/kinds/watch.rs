@@ -234,6 +234,7 @@ fn after_failure<R: Room>(object: Arc<Guarded<R::Object>>, error: &Error, room: 
     let key = key_of(object.as_ref());
     let class = error.class();
     let wait = room.memories().failed(&key, class, rand::random());
+    let wait = error.retry_after().unwrap_or(wait);
     tracing::warn!(kind = kind_of::<R::Object>(), namespace = key.0, name = key.1, ?class, ?wait, %error,
         "an object is not as it should be");
     Action::requeue(wait)
@@ -267,4 +268,111 @@ pub fn kind_of<K: Kind>() -> &'static str {
 /// Namespace and name.
 pub fn key_of(object: &impl ResourceExt) -> ObjectKey {
     (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_crds::premlabs::{AIModelMap, AIModelMapStatus};
+    use futures::FutureExt;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Notes {
+        memories: Memories<AIModelMapStatus>,
+        news: Mutex<Vec<String>>,
+    }
+
+    impl Room for Notes {
+        type Object = AIModelMap;
+        type Status = AIModelMapStatus;
+
+        fn memories(&self) -> &Memories<AIModelMapStatus> {
+            &self.memories
+        }
+
+        async fn ready(&self) {}
+
+        fn news(&self, news: News<'_, AIModelMap>) {
+            self.news.lock().push(match news {
+                News::Is(object) => format!("is {}", object.name_any()),
+                News::Gone((_, name)) => format!("gone {name}"),
+                News::All(all) => format!("all {}", all.len()),
+            });
+        }
+
+        async fn look(&self, _: &AIModelMap) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    fn map(name: &str, spec: Value) -> Guarded<AIModelMap> {
+        let object = json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIModelMap",
+            "metadata": {"namespace": "ns", "name": name}, "spec": spec});
+        serde_json::from_value(object).unwrap()
+    }
+
+    /// The store, what is to be looked at, and what was told, after these events.
+    fn after(room: &Notes, events: Vec<Event<Guarded<AIModelMap>>>) -> (Objects<AIModelMap>, Vec<String>, Vec<String>) {
+        let objects = Objects::default();
+        let changed = Queue::default();
+        let mut writer = objects.writer.lock().take().unwrap();
+        for event in events {
+            writer.apply_watcher_event(&event);
+            follow(Ok(event), room, &objects.store, &changed);
+        }
+        let batch = changed.next_batch(Duration::ZERO).now_or_never().unwrap_or_default();
+        let keys = batch.into_iter().map(|(_, name)| name).collect();
+        (objects, keys, std::mem::take(&mut *room.news.lock()))
+    }
+
+    #[test]
+    fn a_list_is_looked_at_when_it_is_complete() {
+        let map = |name| map(name, json!({}));
+        let room = Notes::default();
+        let (_, keys, news) = after(&room, vec![Event::Init, Event::InitApply(map("a"))]);
+        assert!(keys.is_empty() && news.is_empty(), "{keys:?} {news:?}");
+        let events = vec![
+            Event::Init,
+            Event::InitApply(map("a")),
+            Event::InitApply(map("b")),
+            Event::InitDone,
+            Event::Apply(map("c")),
+        ];
+        let (objects, keys, news) = after(&room, events);
+        assert_eq!(keys, ["a", "b", "c"]);
+        assert_eq!(news, ["all 2", "is c"]);
+        assert!(objects.wait_synced().now_or_never().is_some());
+        assert!(objects.get(&("ns".into(), "c".into())).is_some());
+        assert!(objects.get(&("ns".into(), "d".into())).is_none());
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten_and_told() {
+        let map = |name| map(name, json!({}));
+        let room = Notes::default();
+        let attempts = |name: &str| room.memories.get(&("ns".into(), name.into())).attempts;
+        for name in ["a", "b"] {
+            room.memories.change(&("ns".into(), name.into()), |m| m.attempts = 3);
+        }
+        let events = vec![Event::Apply(map("a")), Event::Apply(map("b")), Event::Delete(map("a"))];
+        let (objects, _, news) = after(&room, events);
+        assert_eq!(news, ["is a", "is b", "gone a"]);
+        assert_eq!((attempts("a"), attempts("b")), (0, 3));
+        assert!(objects.get(&("ns".into(), "a".into())).is_none());
+        // Gone while nobody looked.
+        after(&room, vec![Event::Init, Event::InitDone]);
+        assert_eq!(attempts("b"), 0);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_left_alone() {
+        let broken = map("a", json!({"vllm": "not a list"}));
+        assert!(broken.0.is_err());
+        let looked = look(Arc::new(broken), Arc::new(Notes::default()))
+            .now_or_never()
+            .unwrap();
+        assert_eq!(looked.unwrap(), Action::await_change());
+    }
 }

@@ -518,7 +518,12 @@ fn gpus_that_nobody_has_spoken_for_yet_are_not_handed_out() {
 
 /// Slices of the example node: 7 of `1g.10gb`, 2 taken; its GPUs are nearly full, which says nothing about the slices.
 fn slices(node: &mut NodeView, ask: &mut Ask) {
-    node.allocatable = resources(&[("cpu", 64), ("memory", 1 << 40), ("nvidia.com/mig-1g.10gb", 7), ("pods", 110)]);
+    node.allocatable = resources(&[
+        ("cpu", 64),
+        ("memory", 1 << 40),
+        ("nvidia.com/mig-1g.10gb", 7),
+        ("pods", 110),
+    ]);
     node.used = resources(&[("nvidia.com/mig-1g.10gb", 2)]);
     if let Some(hardware) = &mut node.hardware {
         hardware.gpus.iter_mut().for_each(|g| g.memory_free = Some(GI));

@@ -167,10 +167,9 @@ impl Miss<'_> {
     pub fn shortfall(&self) -> f64 {
         match self {
             Self::Resource { wanted, left, .. } => 1.0 - (*left).max(0) as f64 / (*wanted).max(1) as f64,
-            Self::GpuMemory {
-                free: has, wanted, ..
+            Self::GpuMemory { free: has, wanted, .. } | Self::SliceMemory { has, wanted, .. } => {
+                1.0 - *has as f64 / (*wanted).max(1) as f64
             }
-            | Self::SliceMemory { has, wanted, .. } => 1.0 - *has as f64 / (*wanted).max(1) as f64,
             Self::ComputeCapability { has, wanted } => {
                 let number = |(major, minor): (u32, u32)| f64::from(major) + f64::from(minor) / 10.0;
                 1.0 - has.map_or(0.0, number) / number(*wanted).max(0.1)

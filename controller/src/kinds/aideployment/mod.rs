@@ -9,6 +9,7 @@ pub mod build;
 pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
+pub mod inputs;
 pub mod models;
 pub mod references;
 pub mod serve;
@@ -28,6 +29,7 @@ use self::models::Maps;
 use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
+use super::adoption::Terms;
 use super::apply::Writer;
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
@@ -86,7 +88,13 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let outcome = apply(&model, &observed, room).await;
+            let inputs = inputs::map_inputs(&key, &object.spec, &maps);
+            let terms = Terms {
+                inputs: &inputs,
+                replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
+                ..Terms::of(&object.metadata, room.seen.children.contests(), super::status::now())
+            };
+            let outcome = apply(&model, &observed, terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) if lacks_gateways(&model, &observed) => Acceptance::ApiNotInstalled(
                     "spec.gateway: the Gateway API (httproutes.gateway.networking.k8s.io/v1) is not installed in this cluster; \
@@ -95,6 +103,7 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
                 ),
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -106,7 +115,17 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
             (acceptance, outcome)
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status, and writes it whenever it sees ours change: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     report(object, &key, &acceptance, room).await?;
+    room.memories.change(&key, |m| m.contest_told = contest);
     outcome
 }
 
@@ -139,13 +158,14 @@ fn lacks_gateways(model: &Validated, observed: &Observed) -> bool {
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
-async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let hands = Hands {
         writer: Writer {
             client: &room.context.client,
             manager: names::managers::AIDEPLOYMENT,
             owner: &model.owner,
+            terms,
         },
         children: &room.seen.children,
         memories: &room.memories,

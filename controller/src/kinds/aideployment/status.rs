@@ -47,7 +47,8 @@ pub fn status(view: &View<'_>) -> AIDeploymentStatus {
     let placed = deployment.as_ref().filter(|d| d.is_gated).map(|d| placed(&sight, d));
     let waits = placed.as_ref().is_some_and(|p| p.status != Status::True);
     let available = available(&sight, deployment.as_ref(), waits);
-    let failed = accepted.status == Status::False;
+    // Beside the original both would write this field, and what it left behind goes on serving.
+    let failed = accepted.status == Status::False && !matches!(view.acceptance, Acceptance::AnotherOperator(_));
     let is_available = available.status == Status::True;
     AIDeploymentStatus {
         status: Some(

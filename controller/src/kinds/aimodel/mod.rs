@@ -32,6 +32,7 @@ use self::reports::Reports;
 use self::status::View;
 use self::validate::{Defaults, Validated, validate};
 use super::acceptance::Acceptance;
+use super::adoption::Terms;
 use super::apply::{Writer, timed};
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
@@ -85,7 +86,7 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
         false => Changed::NotAsked,
     };
     let verdict = errors::judge(object, &before, report.as_ref(), changed);
-    let hands = hands(room, &key, &owner);
+    let hands = hands(room, object, &key, &owner);
     let read = validate(object, &room.defaults);
     let scaling = read.as_ref().ok().and_then(|model| model.scaling.clone());
     let (acceptance, outcome) = match read {
@@ -107,10 +108,11 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
             (Acceptance::Invalid(problems), outcome)
         }
         Ok(model) => {
-            let outcome = apply(&model, &verdict, &hands, room).await;
+            let outcome = Box::pin(apply(&model, &verdict, &hands, room)).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -122,6 +124,15 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
             (acceptance, outcome)
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     // What was just applied counts, so it is read again.
     let observed = observe(&key, room);
     let status = status::status(&View {
@@ -135,6 +146,7 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
     });
     let manager = names::managers::AIMODEL_STATUS;
     super::status::report(&room.context, manager, object, (&before, status), &room.memories).await?;
+    room.memories.change(&key, |m| m.contest_told = contest);
     if let Some(report) = &report {
         room.reports.settle(&key, report);
     }
@@ -150,12 +162,21 @@ async fn changed_at(key: &ObjectKey, room: &Room) -> Result<Changed, Error> {
         .map_or(Changed::NotAsked, Changed::At))
 }
 
-fn hands<'a>(room: &'a Room, key: &'a ObjectKey, owner: &'a OwnerReference) -> Hands<'a, AIModelStatus> {
+fn hands<'a>(
+    room: &'a Room,
+    object: &AIModel,
+    key: &'a ObjectKey,
+    owner: &'a OwnerReference,
+) -> Hands<'a, AIModelStatus> {
     Hands {
         writer: Writer {
             client: &room.context.client,
             manager: names::managers::AIMODEL,
             owner,
+            terms: Terms {
+                replicas_given: object.spec.replicas.is_some(),
+                ..Terms::of(&object.metadata, room.seen.children.contests(), super::status::now())
+            },
         },
         children: &room.seen.children,
         memories: &room.memories,

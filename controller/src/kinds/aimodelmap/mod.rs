@@ -24,6 +24,7 @@ use self::fetch::Observed;
 use self::serve::Readers;
 use self::status::{Acceptance, View};
 use self::validate::{Validated, validate};
+use super::adoption::Terms;
 use super::apply::Writer;
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
@@ -60,10 +61,12 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(map) => {
-            let outcome = apply(&key, &map, &fetch::fetch(&key, &room.children), room).await;
+            let terms = Terms::of(&object.metadata, room.children.contests(), super::status::now());
+            let outcome = apply(&key, &map, &fetch::fetch(&key, &room.children), terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(map.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -79,12 +82,19 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
     outcome
 }
 
-async fn apply(key: &ObjectKey, map: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(
+    key: &ObjectKey,
+    map: &Validated,
+    observed: &Observed,
+    terms: Terms<'_>,
+    room: &Room,
+) -> Result<(), Error> {
     let hands = Hands {
         writer: Writer {
             client: &room.context.client,
             manager: names::managers::AIMODELMAP,
             owner: &map.owner,
+            terms,
         },
         children: &room.children,
         memories: &room.memories,

@@ -13,6 +13,7 @@ mod startup;
 use std::collections::BTreeMap;
 
 use berth_crds::conditions::Reason;
+use berth_crds::names as crds;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
     AIDeploymentSpec, DeploymentOptions, IngressOptions, ParentReference, PlacementPolicy, ServiceOptions,
@@ -23,7 +24,7 @@ use k8s_openapi::api::core::v1::{EnvVar, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
-use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
+use super::build::engines::{Asked, ENGINES, ModelField, Serving, template_containers};
 use super::models::{self, Maps};
 pub use crate::args::Image;
 use crate::args::Settings;
@@ -170,10 +171,17 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     if !problems.is_empty() {
         return Err(problems);
     }
+    let last = std::mem::take(&mut serving_or_none.env);
     let container = &mut serving_or_none.container;
     container.resources = (resources != Default::default()).then_some(resources);
     container.env = Some(last_of_each(
-        container.env.take().into_iter().flatten().chain(spec.env.clone()),
+        container
+            .env
+            .take()
+            .into_iter()
+            .flatten()
+            .chain(spec.env.clone())
+            .chain(last),
     ));
     container.args.get_or_insert_default().extend(spec.args.clone());
 
@@ -217,7 +225,6 @@ fn engine(
     let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
         let wrong = match name {
             "" => "is empty".to_owned(),
-            _ if NOT_YET.contains(&name) => format!("{name:?} is not served by this version of Berth yet"),
             _ => format!("{name:?} is no engine"),
         };
         findings.problems.push(
@@ -267,9 +274,27 @@ fn engine(
         name: &own.1,
         spec,
         models: &models,
+        gpus: whole_gpus(spec),
         defaults: around.defaults,
     };
     (engine.read)(&asked, findings)
+}
+
+/// Whole GPUs of a pod of an engine that takes the template's container `serving`. What is wrong with them is told later.
+fn whole_gpus(spec: &AIDeploymentSpec) -> u32 {
+    let Some(options) = &spec.deployment else { return 0 };
+    if options.accelerator.as_ref().is_some_and(|a| a.mig_profile.is_some()) {
+        return 0;
+    }
+    let mut containers = template_containers(spec).iter();
+    let own = containers.find(|c| c.name == keys::SERVING_CONTAINER);
+    let told_later = &mut Findings::default();
+    let resources = own.and_then(|c| c.resources.clone());
+    let merged = resources::merged(resources, options.resources.as_ref(), told_later);
+    let gpus = gpu::count(options, &merged, told_later);
+    // Slices are not whole GPUs.
+    let whole = [crds::NVIDIA_GPU, crds::AMD_GPU];
+    whole.iter().filter_map(|name| gpus.get(*name)).sum()
 }
 
 /// The name `serving` belongs to one container.

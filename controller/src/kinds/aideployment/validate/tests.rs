@@ -19,8 +19,11 @@ fn every_problem_names_its_field() {
     let cuda = |more: &str| with(&format!("{{accelerator: {{interface: CUDA, {more}}}}}"));
     let cases: Vec<(&str, String, &[&str])> = vec![
         ("no engine", "{}".into(), &["spec.engine.name: is empty"]),
-        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves vllm, generic"]),
-        ("engine to come", "{engine: {name: localai}}".into(), &["spec.engine.name: \"localai\" is not served"]),
+        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves localai, vllm, deepspeed-mii, triton, generic"]),
+        ("two models without uri under localai", "{engine: {name: localai}, models: [{uri: a}, {}, {uri: ' '}]}".into(), &["spec.models[1].uri: is empty", "spec.models[2].uri: is empty"]),
+        ("no URL", "{engine: {name: localai}, models: [{uri: 'http://'}, {uri: 'https://x/a b'}]}".into(), &["spec.models[0].uri: \"http://\" is no URL", "spec.models[1].uri: \"https://x/a b\" is no URL"]),
+        ("triton with names", "{engine: {name: triton}, models: [{uri: phi-2}, {uri: 's3://b/m.tar'}, {uri: 'https://x/y/'}, {}]}".into(), &["spec.models[0].uri: \"phi-2\" is no http or https URL", "spec.models[1].uri", "spec.models[2].uri: \"https://x/y/\" does not end in the name of a file", "spec.models[3].uri: is empty"]),
+        ("deepspeed-mii without uri", "{engine: {name: deepspeed-mii}, models: [{uri: ''}]}".into(), &["spec.models[0].uri: is empty"]),
         ("no model", "{engine: {name: vllm}}".into(), &["spec.models: 0 models are given and vllm serves exactly one"]),
         ("two models", "{engine: {name: vllm}, models: [{uri: a}, {uri: b}]}".into(), &["spec.models: 2 models"]),
         ("no uri", "{engine: {name: vllm}, models: [{}]}".into(), &["spec.models[0].uri: is empty"]),
@@ -85,7 +88,7 @@ fn every_problem_names_its_field() {
 fn reasons_tell_what_kind_of_problem_it_is() {
     let reason = |spec: &str| read(&aideployment("m", spec)).unwrap_err().reason();
     assert_eq!(
-        reason("{engine: {name: triton}, deployment: {replicas: -1}}"),
+        reason("{engine: {name: ollama}, deployment: {replicas: -1}}"),
         Reason::UnsupportedEngine
     );
     assert_eq!(
@@ -271,8 +274,24 @@ fn fields_without_effect_are_listed() {
     assert!(read(&aideployment("m", &with("{}"))).unwrap().ignored.is_empty());
 }
 
-/// Text that specs are made of: what the code looks at, and what it does not expect.
-fn text() -> impl Strategy<Value = String> {
+/// That engine has no volume for what it downloads.
+#[test]
+fn the_cache_of_deepspeed_mii_is_mounted_where_it_downloads_to() {
+    let cache = serde_json::from_value(json!({"hostPath": {"path": "/m", "type": "Directory"}})).unwrap();
+    let (mut serving, mut base, mut findings) = (Serving::default(), PodSpec::default(), Findings::default());
+    cache::mount(&cache, "deepspeed-mii", &mut serving, &mut base, &mut findings);
+    assert_eq!(findings, Findings::default());
+    let mounts = serving.container.volume_mounts.unwrap();
+    assert_eq!(mounts[0].mount_path, "/root/.cache/huggingface");
+    assert_eq!(mounts[0].name, serving.volumes[0].name);
+    assert_eq!(
+        serving.volumes[0].host_path.as_ref().unwrap().type_.as_deref(),
+        Some("Directory")
+    );
+}
+
+/// Boxed, here and below: the trees of values are built on the stack. Text that specs are made of: what the code looks at, and what it does not expect.
+fn text() -> BoxedStrategy<String> {
     prop_oneof![
         prop::sample::select(vec![
             "",
@@ -302,13 +321,21 @@ fn text() -> impl Strategy<Value = String> {
             "--",
             "1EE",
             "9223372036854775807Gi",
+            "ROCm",
+            "1g.10gb",
+            "1g.10gb+me",
+            "nvidia.com/mig-1g.10gb",
+            "amd.com/gpu",
+            "/var/lib/models",
+            "..",
         ])
         .prop_map(str::to_owned),
         ".{0,12}",
     ]
+    .boxed()
 }
 
-fn number() -> impl Strategy<Value = i32> {
+fn number() -> BoxedStrategy<i32> {
     prop_oneof![
         Just(0),
         Just(1),
@@ -318,13 +345,16 @@ fn number() -> impl Strategy<Value = i32> {
         Just(i32::MAX),
         any::<i32>()
     ]
+    .boxed()
 }
 
-fn map() -> impl Strategy<Value = Value> {
-    prop::collection::btree_map(text(), text(), 0..3).prop_map(|m| json!(m))
+fn map() -> BoxedStrategy<Value> {
+    prop::collection::btree_map(text(), text(), 0..3)
+        .prop_map(|m| json!(m))
+        .boxed()
 }
 
-fn container() -> impl Strategy<Value = Value> {
+fn container() -> BoxedStrategy<Value> {
     let port = prop_oneof![number().prop_map(|n| json!(n)), text().prop_map(|t| json!(t))];
     (text(), text(), prop::option::of(port), number(), map(), map()).prop_map(|(name, image, port, declared, requests, limits)| {
         let mut c = json!({"name": name, "image": image, "ports": [{"containerPort": declared}],
@@ -334,18 +364,27 @@ fn container() -> impl Strategy<Value = Value> {
         }
         c
     })
+    .boxed()
 }
 
-fn spec() -> impl Strategy<Value = Value> {
+fn spec() -> BoxedStrategy<Value> {
     let probe = || {
         (number(), number(), number())
             .prop_map(|(a, b, c)| json!({"initialDelaySeconds": a, "successThreshold": b, "periodSeconds": c}))
     };
-    let accelerator = (text(), prop::option::of(text()), prop::collection::vec(text(), 0..3), text(), number(), number()).prop_map(
-        |(interface, class, classes, memory, count, major)| {
-            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count, "minVersion": {"major": major, "minor": major}})
-        },
-    );
+    let accelerator = (
+        text(),
+        prop::option::of(text()),
+        prop::collection::vec(text(), 0..3),
+        text(),
+        number(),
+        number(),
+        prop::option::of(text()),
+    )
+        .prop_map(|(interface, class, classes, memory, count, major, profile)| {
+            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count,
+                "minVersion": {"major": major, "minor": major}, "migProfile": profile})
+        });
     let placement = prop::sample::select(vec![
         json!(null),
         json!({}),
@@ -358,15 +397,18 @@ fn spec() -> impl Strategy<Value = Value> {
         number(),
         prop::option::of(prop::collection::vec(container(), 0..3)),
         (prop::option::of(probe()), prop::option::of(probe())),
-        placement,
+        (placement, prop::option::of(number())),
     )
-        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), placement)| {
-            json!({"accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
+        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), (placement, timeout))| {
+            json!({"startupTimeoutSeconds": timeout, "accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
                 "nodeSelector": selector, "replicas": replicas, "template": containers.map(|c| json!({"spec": {"containers": c}})),
                 "startupProbe": startup, "livenessProbe": liveness, "placement": placement})
         });
     let engine = (
-        prop_oneof![Just("vllm".to_owned()), Just("generic".to_owned()), text()],
+        prop_oneof![
+            prop::sample::select(ENGINES.iter().map(|e| e.name.to_owned()).collect::<Vec<_>>()),
+            text()
+        ],
         map(),
     )
         .prop_map(|(name, options)| json!({"name": name, "options": options}));
@@ -379,20 +421,27 @@ fn spec() -> impl Strategy<Value = Value> {
                 .map(|(name, variant, namespace)| json!({"name": name, "variant": variant, "namespace": namespace}));
             json!({"uri": uri, "quantization": quantization, "modelMapRef": reference})
         });
+    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
+        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
+    });
+    let gateway = prop::collection::vec(text(), 0..2)
+        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     (
+        (prop::option::of(cache), prop::option::of(gateway)),
         prop::option::of(engine),
         prop::option::of(deployment),
         prop::collection::vec(endpoint, 0..3),
         prop::collection::vec(model, 0..3),
         map(),
     )
-        .prop_map(|(engine, deployment, endpoint, models, labels)| {
-            let mut spec = json!({"engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
+        .prop_map(|((cache, gateway), engine, deployment, endpoint, models, labels)| {
+            let mut spec = json!({"cache": cache, "gateway": gateway, "engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
                 "service": {"labels": labels, "annotations": labels}, "ingress": {"labels": labels, "tls": true}});
             // The API server takes nulls out before they are stored.
             drop_nulls(&mut spec);
             spec
         })
+    .boxed()
 }
 
 fn drop_nulls(value: &mut Value) {

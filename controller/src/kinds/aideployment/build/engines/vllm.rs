@@ -4,7 +4,7 @@ use berth_crds::premlabs::aideployment::AIDeploymentSpec;
 use berth_crds::premlabs::aimodelmap::VariantList;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
-use super::{Asked, Engine, ModelField, Serving, http_probe, image, one_model, option};
+use super::{Asked, Engine, ModelField, Probes, Serving, http_probe, one_model, option};
 use crate::kinds::aideployment::models::ResolvedModel;
 use crate::kinds::problems::Findings;
 
@@ -36,12 +36,18 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
     let (_, uri) = model?;
 
     let mut serving = Serving::on_port(PORT, spec, findings).on_template(spec);
+    serving.image(asked, ENGINE.name, "vllm/vllm-openai", "latest");
     let mut args = vec!["--model".to_owned(), uri.to_owned()];
     for (flag, value) in [("--dtype", dtype), ("--quantization", quantization)] {
         args.extend(value.into_iter().flat_map(|v| [flag.to_owned(), v]));
     }
-    args.extend(serving.container.args.take().unwrap_or_default());
-
+    // By itself it would use one GPU and leave the others idle.
+    let given = serving.container.args.iter().flatten().chain(&spec.args);
+    if asked.gpus > 1 && !given.into_iter().any(|arg| says_how_to_share(arg)) {
+        args.extend(["--tensor-parallel-size".to_owned(), asked.gpus.to_string()]);
+    }
+    serving.args(args);
+    serving.probes(probes());
     serving.with_volume(
         Volume {
             name: "models".into(),
@@ -50,28 +56,44 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
         },
         MODELS,
     );
-    let container = &mut serving.container;
-    container.image = Some(image(asked, ENGINE.name, container, "vllm/vllm-openai", "latest"));
-    container.image_pull_policy = Some("Always".into());
-    container.args = Some(args);
-    let probe = || http_probe("/health", PORT);
-    container.startup_probe.get_or_insert_with(|| Probe {
-        initial_delay_seconds: Some(3),
-        period_seconds: Some(1),
-        failure_threshold: Some(120),
-        ..probe()
-    });
-    container.readiness_probe.get_or_insert_with(|| Probe {
-        failure_threshold: Some(3),
-        ..probe()
-    });
-    container.liveness_probe.get_or_insert_with(|| Probe {
-        period_seconds: Some(30),
-        timeout_seconds: Some(15),
-        failure_threshold: Some(10),
-        ..probe()
-    });
+    serving.shared_memory(asked.gpus);
     Some(serving)
+}
+
+fn probes() -> Probes {
+    Probes {
+        startup: Probe {
+            initial_delay_seconds: Some(3),
+            period_seconds: Some(1),
+            failure_threshold: Some(120),
+            ..http_probe("/health", PORT)
+        },
+        readiness: Probe {
+            failure_threshold: Some(3),
+            ..http_probe("/health", PORT)
+        },
+        liveness: Probe {
+            period_seconds: Some(30),
+            timeout_seconds: Some(15),
+            failure_threshold: Some(10),
+            ..http_probe("/health", PORT)
+        },
+    }
+}
+
+/// Whether an argument says how GPUs are shared out, or may do so in a file that arguments would win over.
+fn says_how_to_share(arg: &str) -> bool {
+    let flag = arg.split('=').next().unwrap_or_default().replace('_', "-");
+    [
+        "--tensor-parallel-size",
+        "-tp",
+        "--pipeline-parallel-size",
+        "-pp",
+        "--data-parallel-size",
+        "-dp",
+        "--config",
+    ]
+    .contains(&flag.as_str())
 }
 
 /// The value of a flag: the engine's option wins over the model's field (here with its path), and an empty one is none at all.
