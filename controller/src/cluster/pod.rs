@@ -228,11 +228,10 @@ fn trouble(status: &core::ContainerStatus) -> Option<Container> {
     let ended = terminated(&status.state).or_else(|| terminated(&status.last_state));
     let (reason, message) = match (waiting, ended) {
         // The container restarts again and again: how it ended says more than that it waits.
-        (Some(w), Some(t))
-            if w.reason.as_deref() == Some("CrashLoopBackOff") && t.reason.as_deref() == Some("OOMKilled") =>
-        {
-            (t.reason, t.message)
-        }
+        (Some(w), Some(t)) if w.reason.as_deref() == Some("CrashLoopBackOff") => match t.reason.as_deref() {
+            Some("OOMKilled") => (t.reason, t.message),
+            _ => (w.reason.clone(), t.message),
+        },
         (Some(w), _) => (w.reason.clone(), w.message.clone()),
         (None, Some(t)) => (t.reason, t.message),
         (None, None) => return None,

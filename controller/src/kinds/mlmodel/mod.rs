@@ -18,10 +18,6 @@ mod stage;
 mod status;
 mod validate;
 
-// Shared with whatever else is adopted from an original.
-#[path = "../adoption/finalizers.rs"]
-mod finalizers;
-
 use std::sync::Arc;
 
 use berth_crds::names;
@@ -38,8 +34,9 @@ use self::stage::{Stage, stage};
 use self::status::View;
 use self::validate::{Defaults, Validated, validate};
 use super::acceptance::Acceptance;
-use super::apply::Writer;
-use super::children::{Children, Kind};
+use super::adoption::{Terms, finalizers};
+use super::apply::{Writer, foreign_holder, timed};
+use super::children::{Child, Children, Kind};
 use super::error::{Class, Error};
 use super::hands::Hands;
 use super::memory::Memories;
@@ -75,7 +72,6 @@ pub async fn reconcile(object: &MLModel, room: &Room) -> Result<(), Error> {
         // Its children go by their owner reference.
         return Ok(());
     }
-    let owner = validate::owner(object);
     let before = super::status::last(object, object.status.as_ref(), &room.memories);
     let paused = object.annotations().contains_key(names::PAUSED);
     let read = validate(object, &room.defaults);
@@ -88,10 +84,11 @@ pub async fn reconcile(object: &MLModel, room: &Room) -> Result<(), Error> {
         read if paused => (Acceptance::Paused, Ok(()), read.ok()),
         Err(problems) => (Acceptance::Invalid(problems), Ok(()), None),
         Ok(model) => {
-            let outcome = apply(&model, &before, object.metadata.generation, room).await;
+            let outcome = Box::pin(apply(&model, object, &before, room)).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(model.ignored.clone()),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -103,9 +100,18 @@ pub async fn reconcile(object: &MLModel, room: &Room) -> Result<(), Error> {
             (acceptance, outcome, Some(model))
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     let before = super::status::last(object, object.status.as_ref(), &room.memories);
     report(object, &acceptance, model.as_ref(), &before, room).await?;
-    debug_assert_eq!(owner.name, key.1);
+    room.memories.change(&key, |m| m.contest_told = contest);
     outcome
 }
 
@@ -141,13 +147,14 @@ fn stage_of(model: &Validated, observed: &Observed) -> Stage {
 
 /// One step. The claim is first: it remembers how the download ended before anything follows from that. What goes, goes in the other
 /// order: whoever uses the volume first.
-async fn apply(model: &Validated, before: &MLModelStatus, generation: Option<i64>, room: &Room) -> Result<(), Error> {
+async fn apply(model: &Validated, object: &MLModel, before: &MLModelStatus, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let hands = Hands {
         writer: Writer {
             client: &room.context.client,
             manager: names::managers::MLMODEL,
             owner: &model.owner,
+            terms: Terms::of(&object.metadata, room.children.contests(), super::status::now()),
         },
         children: &room.children,
         memories: &room.memories,
@@ -155,7 +162,10 @@ async fn apply(model: &Validated, before: &MLModelStatus, generation: Option<i64
     };
     let observed = observe(&key, &model.owner, room);
     let mut stage = stage_of(model, &observed);
-    if let (Stage::Failed(failure), Some(words)) = (&mut stage, status::last_try(before, generation))
+    if observed.claim.is_none() {
+        stage = left_behind(stage, &key, &hands, room).await?;
+    }
+    if let (Stage::Failed(failure), Some(words)) = (&mut stage, status::last_try(before, object.metadata.generation))
         && !failure.message.contains(words)
     {
         failure.message = format!("{}; the last try ended with: {words}", failure.message);
@@ -183,6 +193,33 @@ async fn apply(model: &Validated, before: &MLModelStatus, generation: Option<i64
         }
     }
     Ok(())
+}
+
+/// What the original made lacks the label by which children are watched. Servers that run have their model, and go on; a download of the
+/// original's puts its file where no server reads it.
+async fn left_behind(
+    stage: Stage,
+    key: &ObjectKey,
+    hands: &Hands<'_, MLModelStatus>,
+    room: &Room,
+) -> Result<Stage, Error> {
+    let found = async |kind: Kind, name: String| -> Result<Option<Child>, Error> {
+        let api: Api<DynamicObject> = Api::namespaced_with(room.context.client.clone(), &key.0, &kind.resource());
+        let found = timed("get", (kind.as_str(), &key.0, &name), api.get_opt(&name)).await?;
+        let child = found.map(Child::new);
+        Ok(child.filter(|c| !c.terminating && foreign_holder(hands.writer.owner, c).is_none()))
+    };
+    if found(Kind::PersistentVolumeClaim, keys::claim(&key.1)).await?.is_none() {
+        return Ok(stage);
+    }
+    if found(Kind::Deployment, keys::server(&key.1)).await?.is_some() {
+        return Ok(Stage::Downloaded);
+    }
+    if let Some(job) = found(Kind::Job, keys::job(&key.1)).await? {
+        hands.prune(Kind::Job, &job).await?;
+    }
+    // The claim is taken over, and the rest follows.
+    Ok(Stage::Volume)
 }
 
 fn value<T: Serialize>(wanted: Wanted<T>) -> Wanted<Value> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use berth_crds::names;
 use berth_crds::tmforum::keys;
 use berth_crds::tmforum::mlmodel::AccessMode;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimSpec, Service, ServicePort, ServiceSpec, VolumeResourceRequirements,
@@ -181,10 +181,13 @@ fn job(model: &Validated) -> Job {
 
 fn deployment(model: &Validated) -> Deployment {
     let name = keys::server(&model.name);
-    // A second pod could not mount the volume on another node, and the first one does not go before it is there.
+    // A second pod could not mount the volume on another node, and the first one would not go before it is ready.
     let strategy = (model.access_mode == AccessMode::ReadWriteOnce).then(|| DeploymentStrategy {
-        type_: Some("Recreate".into()),
-        rolling_update: None,
+        type_: Some("RollingUpdate".into()),
+        rolling_update: Some(RollingUpdateDeployment {
+            max_surge: Some(IntOrString::Int(0)),
+            max_unavailable: Some(IntOrString::String("100%".into())),
+        }),
     });
     Deployment {
         metadata: metadata(model, name.clone()),

@@ -104,7 +104,7 @@ fn the_golden_shape() {
           spec:
             replicas: 1
             selector: {matchLabels: {app: net-server}}
-            strategy: {type: Recreate}
+            strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 0, maxUnavailable: "100%"}}
             template:
               metadata: {labels: {app: net-server}}
               spec:
