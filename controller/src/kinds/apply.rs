@@ -460,11 +460,15 @@ mod tests {
         assert_eq!(decided(Some(&seen)), Decision::Taken(Holder::Other("Other m".into())));
         seen.controller = Some(owner("z"));
         assert_eq!(decided(Some(&seen)), Decision::Taken(Holder::Earlier));
-        // Without any owner: ours only with our marks.
+        // Owned without the flag, as some originals do.
         seen.controller = None;
+        let marks = seen.object["metadata"]["labels"].take();
         assert!(!matches!(decided(Some(&seen)), Decision::Taken(_)));
-        seen.object["metadata"]["labels"] = json!({});
+        // Without any owner: ours only with our marks.
+        seen.object["metadata"]["ownerReferences"] = json!([]);
         assert!(matches!(decided(Some(&seen)), Decision::Taken(_)));
+        seen.object["metadata"]["labels"] = marks;
+        assert!(!matches!(decided(Some(&seen)), Decision::Taken(_)));
     }
 
     #[test]

@@ -9,7 +9,6 @@
 
 use berth_crds::names;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::fetch::Observed;
 use crate::kinds::children::Child;
@@ -130,7 +129,7 @@ fn name(child: &Child) -> &str {
 
 /// Whether a claim has its volume.
 pub fn is_bound(claim: &Child) -> bool {
-    claim.object["status"]["phase"] == Value::from("Bound")
+    claim.object["status"]["phase"] == "Bound"
 }
 
 #[cfg(test)]

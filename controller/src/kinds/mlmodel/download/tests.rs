@@ -185,7 +185,8 @@ fn a_plain_file_is_put_where_its_server_reads_it() {
 
 #[test]
 fn a_saved_model_is_unpacked_to_what_tensorflow_serving_reads() {
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+    let cases: &[Case] = &[
         // As TensorFlow Hub has them.
         (
             &[("saved_model.pb", "p"), ("variables/variables.index", "i")],

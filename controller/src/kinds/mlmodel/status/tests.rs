@@ -50,7 +50,7 @@ fn told(model: &Validated, observed: &Observed) -> MLModelStatus {
     Told::default().of(model, observed)
 }
 
-fn reason<'a>(status: &'a MLModelStatus, type_: Type) -> &'a str {
+fn reason(status: &MLModelStatus, type_: Type) -> &str {
     conditions::find(&status.conditions, type_).map_or("(none)", |c| c.reason.as_str())
 }
 
