@@ -386,6 +386,13 @@ const ONLY_SOMETIMES: &[&str] = &[
     // An Ingress without endpoints; a pinned pod that the scheduler refuses.
     "delete networking.k8s.io/ingresses",
     "delete /pods",
+    // Where the Gateway API is installed.
+    "list gateway.networking.k8s.io/httproutes",
+    "watch gateway.networking.k8s.io/httproutes",
+    "get gateway.networking.k8s.io/httproutes",
+    "create gateway.networking.k8s.io/httproutes",
+    "patch gateway.networking.k8s.io/httproutes",
+    "delete gateway.networking.k8s.io/httproutes",
     // An Event that repeats.
     "patch events.k8s.io/events",
     // Certificates that are renewed.

@@ -76,6 +76,18 @@ pub struct Picture {
 }
 
 impl Picture {
+    /// What a pod held is free: that its siblings fit nowhere was concluded before, and is open again until placement has looked.
+    fn undecide(&mut self, gone: &Pod) {
+        let (Some(owner), true) = (gone.aideployment(), gone.node.is_some()) else {
+            return;
+        };
+        for sibling in self.pods_of.get(&owner).into_iter().flatten() {
+            if matches!(self.outcomes.get(sibling), Some(Outcome::Waiting { .. })) {
+                self.outcomes.remove(sibling);
+            }
+        }
+    }
+
     fn unlist(&mut self, owner: Option<&ObjectKey>, uid: &PodKey) {
         if let Some(owner) = owner
             && let Some(listed) = self.pods_of.get_mut(owner)
@@ -196,6 +208,7 @@ impl Cluster {
         picture.outcomes.remove(uid);
         let Some(pod) = picture.pods.remove(uid) else { return };
         picture.unlist(pod.aideployment().as_ref(), uid);
+        picture.undecide(&pod);
         drop(picture);
         self.gone_pods.push(uid.clone());
         self.placement.push(());

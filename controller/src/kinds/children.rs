@@ -2,8 +2,9 @@
 //!
 //! Kept as compact JSON text: an object is looked at a few times in its life and held for all of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_crds::names;
 use futures::{Stream, StreamExt};
@@ -18,6 +19,12 @@ use tokio::sync::watch;
 
 use crate::cluster::ObjectKey;
 
+/// How often it is asked which optional APIs are there: one small request.
+const DISCOVERY: Duration = Duration::from_secs(10);
+
+/// Wait after a question that found no answer.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Kinds of children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -29,11 +36,15 @@ pub enum Kind {
     Ingress,
     /// v1
     ConfigMap,
+    /// gateway.networking.k8s.io/v1; not installed in every cluster.
+    HttpRoute,
 }
 
 impl Kind {
-    /// All of them.
-    pub const ALL: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
+    /// Those that every cluster has.
+    pub const ALWAYS: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
+    /// Those whose API may be installed later, or never.
+    pub const OPTIONAL: &'static [Kind] = &[Self::HttpRoute];
 
     /// As in manifests.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +53,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Ingress => "Ingress",
             Self::ConfigMap => "ConfigMap",
+            Self::HttpRoute => "HTTPRoute",
         }
     }
 
@@ -52,6 +64,7 @@ impl Kind {
             Self::Service => ("", "services"),
             Self::Ingress => ("networking.k8s.io", "ingresses"),
             Self::ConfigMap => ("", "configmaps"),
+            Self::HttpRoute => ("gateway.networking.k8s.io", "httproutes"),
         };
         let group_version = if group.is_empty() {
             "v1".into()
@@ -132,8 +145,10 @@ pub struct OwnerKey {
 /// All children by kind and name.
 #[derive(Debug)]
 pub struct Children {
-    kept: RwLock<HashMap<(Kind, ObjectKey), Kept>>,
+    kept: RwLock<BTreeMap<(Kind, ObjectKey), Kept>>,
     synced: watch::Sender<usize>,
+    /// Optional kinds whose API is installed, and which were listed.
+    served: RwLock<BTreeSet<Kind>>,
 }
 
 impl Default for Children {
@@ -141,6 +156,7 @@ impl Default for Children {
         Self {
             kept: RwLock::default(),
             synced: watch::Sender::new(0),
+            served: RwLock::default(),
         }
     }
 }
@@ -153,6 +169,26 @@ impl Children {
         let object: DynamicObject = serde_json::from_str(text).ok()?;
         drop(kept);
         Some(Child::new(object))
+    }
+
+    /// The children of that name, and of that name with a number after it.
+    pub fn named_after(&self, kind: Kind, key: &ObjectKey) -> Vec<Child> {
+        let names: Vec<ObjectKey> = {
+            let kept = self.kept.read();
+            let from = kept.range((kind, key.clone())..);
+            let names = from.map(|((k, name), _)| (k, name));
+            names
+                .take_while(|(k, name)| **k == kind && name.0 == key.0 && name.1.starts_with(&key.1))
+                .filter(|(_, name)| is_numbered(&name.1, &key.1))
+                .map(|(_, name)| name.clone())
+                .collect()
+        };
+        names.iter().filter_map(|name| self.get(kind, name)).collect()
+    }
+
+    /// Whether the API of a kind is there, as far as is known.
+    pub fn is_served(&self, kind: Kind) -> bool {
+        Kind::ALWAYS.contains(&kind) || self.served.read().contains(&kind)
     }
 
     /// The owners of all children of a kind.
@@ -203,23 +239,69 @@ impl Children {
         }
     }
 
-    /// Waits until every kind was listed once.
+    /// Waits until every kind that is always there was listed once, and it is known which others are.
     pub async fn wait_synced(&self) {
         let mut synced = self.synced.subscribe();
         // The sender lives in self: waiting cannot fail.
-        let _ = synced.wait_for(|n| *n >= Kind::ALL.len()).await;
+        let _ = synced
+            .wait_for(|n| *n >= Kind::ALWAYS.len() + Kind::OPTIONAL.len())
+            .await;
     }
 
     /// Watches every kind, and tells the owner of each child that changed. Ends never.
     pub async fn run(self: &Arc<Self>, client: Client, changed: impl Fn(OwnerKey) + Sync) {
         let selector = format!("{}={}", names::MANAGED_BY, names::MANAGED_BY_BERTH);
-        let follow = Kind::ALL.iter().map(|kind| {
+        let changed = &changed;
+        let follow = |kind: Kind| {
             let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
             let config = watcher::Config::default().labels(&selector);
             // A backoff of its own, and errors that stay here: one broken watch does not hold up the others.
-            self.follow(*kind, watch_stream(api, config).default_backoff(), &changed)
+            self.follow(kind, watch_stream(api, config).default_backoff(), changed)
+        };
+        let always = futures::future::join_all(Kind::ALWAYS.iter().map(|kind| follow(*kind)));
+        let optional = Kind::OPTIONAL.iter().map(|kind| {
+            let follow = &follow;
+            let client = &client;
+            async move {
+                let mut first = true;
+                loop {
+                    let Some(is_there) = is_installed(client, *kind).await else {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    };
+                    // Nobody waits for an API that may never come.
+                    if std::mem::take(&mut first) && !is_there {
+                        self.synced.send_modify(|n| *n += 1);
+                    }
+                    if is_there {
+                        tokio::select! {
+                            () = follow(*kind) => {}
+                            () = gone(client, *kind) => {}
+                        }
+                        self.no_longer_served(*kind, changed);
+                    }
+                    tokio::time::sleep(DISCOVERY).await;
+                }
+            }
         });
-        futures::future::join_all(follow).await;
+        futures::future::join(always, futures::future::join_all(optional)).await;
+    }
+
+    /// The API of an optional kind is there: whoever wants such children is looked at again.
+    fn served(&self, kind: Kind, changed: &impl Fn(OwnerKey)) {
+        if Kind::OPTIONAL.contains(&kind) && self.served.write().insert(kind) {
+            tracing::info!(kind = kind.as_str(), "its API is installed");
+            self.owners(Kind::Deployment).into_iter().for_each(changed);
+        }
+    }
+
+    /// And no more: its objects went with it.
+    fn no_longer_served(&self, kind: Kind, changed: &impl Fn(OwnerKey)) {
+        if self.served.write().remove(&kind) {
+            tracing::info!(kind = kind.as_str(), "its API is no longer installed");
+            self.kept.write().retain(|(k, _), _| *k != kind);
+            self.owners(Kind::Deployment).into_iter().for_each(changed);
+        }
     }
 
     async fn follow(
@@ -246,6 +328,7 @@ impl Children {
                     self.drop_unlisted(kind, &listed, changed);
                     listed.clear();
                     if std::mem::take(&mut first) {
+                        self.served(kind, changed);
                         self.synced.send_modify(|n| *n += 1);
                     }
                 }
@@ -295,6 +378,39 @@ impl Children {
             }
         }
     }
+}
+
+/// Whether the API server serves a kind; `None`: it cannot be told.
+async fn is_installed(client: &Client, kind: Kind) -> Option<bool> {
+    let resource = kind.resource();
+    match client.list_api_group_resources(&resource.api_version).await {
+        Ok(list) => Some(list.resources.iter().any(|r| r.name == resource.plural)),
+        // Who may not ask may not use it either.
+        Err(kube::Error::Api(status)) if [401, 403, 404].contains(&status.code) => Some(false),
+        Err(error) => {
+            tracing::debug!(%error, kind = kind.as_str(), "cannot tell whether its API is installed");
+            None
+        }
+    }
+}
+
+/// Waits until the API server no longer serves a kind.
+async fn gone(client: &Client, kind: Kind) {
+    loop {
+        tokio::time::sleep(DISCOVERY).await;
+        if is_installed(client, kind).await == Some(false) {
+            return;
+        }
+    }
+}
+
+/// Whether `name` is `base`, or `base` with a dash and a number.
+fn is_numbered(name: &str, base: &str) -> bool {
+    let rest = name.strip_prefix(base);
+    rest.is_some_and(|rest| {
+        let number = rest.strip_prefix('-').unwrap_or_default();
+        rest.is_empty() || (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    })
 }
 
 fn key_of(object: &DynamicObject) -> ObjectKey {
@@ -411,5 +527,31 @@ mod tests {
         assert_eq!(told.len(), 3, "applied, listed, gone");
         let (children, _) = after(vec![Event::Apply(object("5")), Event::Delete(object("6"))]).await;
         assert_eq!(version(&children), None);
+    }
+
+    #[test]
+    fn names_with_a_number_belong_together() {
+        let children = Children::default();
+        for name in ["m", "m-81", "m-8a", "m-8081", "mm", "m-", "l"] {
+            let key = ("ns".to_owned(), name.to_owned());
+            children.keep(
+                Kind::HttpRoute,
+                key,
+                "1",
+                &json!({"metadata": {"name": name, "namespace": "ns"}}),
+            );
+        }
+        let found = children.named_after(Kind::HttpRoute, &("ns".into(), "m".into()));
+        let names: Vec<&str> = found
+            .iter()
+            .filter_map(|c| c.object["metadata"]["name"].as_str())
+            .collect();
+        assert_eq!(names, ["m", "m-8081", "m-81"]);
+        assert!(
+            children
+                .named_after(Kind::Service, &("ns".into(), "m".into()))
+                .is_empty()
+        );
+        assert!(!children.is_served(Kind::HttpRoute) && children.is_served(Kind::Service));
     }
 }

@@ -18,7 +18,7 @@ pub struct Memory<S> {
     /// The status that was last written and the version that the write made: the watch may still show the one before.
     pub status: Option<(String, S)>,
     /// Of each child, what an admission rule changed in the answer to our last apply.
-    pub settled: HashMap<Kind, BTreeSet<String>>,
+    pub settled: HashMap<(Kind, String), BTreeSet<String>>,
 }
 
 impl<S> Default for Memory<S> {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! children        what Berth made, as last seen         ┐
-//! runtime_classes                                       ├─► a kind's look at one object
+//! runtime_classes, autoscalers                          ├─► a kind's look at one object
 //! cluster         pods and placement's conclusions      ┘        │
 //! apply ◄── subset (does it still hold?) ◄── intents ◄───────────┘
 //! status ◄── notices, memory, error (when to look again)
@@ -12,6 +12,7 @@
 mod aideployment;
 mod apply;
 mod autonodelabeler;
+mod autoscalers;
 mod children;
 mod error;
 #[cfg(test)]
@@ -48,7 +49,30 @@ pub async fn run(context: Context) {
             classes.run(client, tell).await;
         }
     };
+    let autoscalers = Arc::new(autoscalers::Autoscalers::default());
+    let watch_autoscalers = {
+        let (changed, autoscalers) = (changed.clone(), autoscalers.clone());
+        let client = context.client.clone();
+        async move {
+            let tell = |key| {
+                let kind = String::new();
+                changed.push(children::OwnerKey { kind, key });
+            };
+            autoscalers.run(client, tell).await;
+        }
+    };
     let labelers = autonodelabeler::run(context.clone());
-    let aideployments = aideployment::serve::run(context, children.clone(), runtime_classes, changed.clone());
-    tokio::join!(watch_children, watch_classes, labelers, aideployments);
+    let seen = aideployment::Seen {
+        children: children.clone(),
+        runtime_classes,
+        autoscalers,
+    };
+    let aideployments = aideployment::serve::run(context, seen, changed.clone());
+    tokio::join!(
+        watch_children,
+        watch_classes,
+        watch_autoscalers,
+        labelers,
+        aideployments
+    );
 }

@@ -34,6 +34,7 @@ pub fn defaults() -> Defaults {
     Defaults {
         policy: PlacementPolicy::Managed,
         images: BTreeMap::new(),
+        gpu_tolerations: vec![],
     }
 }
 

@@ -14,7 +14,6 @@ pub mod serve;
 pub mod status;
 pub mod validate;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_crds::names;
@@ -22,16 +21,18 @@ use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
+use kube::core::DynamicObject;
 use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
 use self::models::Maps;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
-use super::apply::{Applied, Intent, Writer, timed};
-use super::children::{Children, Kind};
+use super::apply::{Applied, Decision, Intent, Writer, decide, timed};
+use super::autoscalers::Autoscalers;
+use super::children::{Child, Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
@@ -42,14 +43,24 @@ use crate::context::Context;
 /// Failures of the API server in a row after which the status tells of them: fewer are no news.
 const TRANSIENT_TRIES: u32 = 3;
 
-/// What every look at an AIDeployment is given.
-pub struct Room {
-    /// The controller's handles.
-    pub context: Context,
+/// What is watched for AIDeployments besides pods.
+pub struct Seen {
     /// Children of all kinds.
     pub children: Arc<Children>,
     /// RuntimeClasses of the cluster.
     pub runtime_classes: Arc<RuntimeClasses>,
+    /// HorizontalPodAutoscalers of the cluster.
+    pub autoscalers: Arc<Autoscalers>,
+}
+
+/// What every look at an AIDeployment is given.
+pub struct Room {
+    /// The controller's handles.
+    pub context: Context,
+    /// What the installation sets.
+    pub defaults: Defaults,
+    /// What is watched.
+    pub seen: Seen,
     /// What is remembered between looks.
     pub memories: Memories<AIDeploymentStatus>,
 }
@@ -63,12 +74,8 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let paused = object.annotations().contains_key(names::PAUSED);
     let observed = observe(&key, room);
-    let defaults = Defaults {
-        policy: room.context.settings.placement_default,
-        images: BTreeMap::new(),
-    };
     let around = Surroundings {
-        defaults: &defaults,
+        defaults: &room.defaults,
         maps: &Maps::default(),
     };
     let (acceptance, outcome) = match validate(object, around) {
@@ -77,6 +84,11 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         Ok(model) => {
             let outcome = apply(&model, &observed, room).await;
             let acceptance = match &outcome {
+                Ok(()) if lacks_gateways(&model, &observed) => Acceptance::ApiNotInstalled(
+                    "spec.gateway: the Gateway API (httproutes.gateway.networking.k8s.io/v1) is not installed in this cluster; \
+                     install it, or publish by an Ingress"
+                        .into(),
+                ),
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
                 Err(error) => {
@@ -95,8 +107,19 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
 }
 
 fn observe(key: &ObjectKey, room: &Room) -> Observed {
-    let runtime_classes = room.runtime_classes.names();
-    fetch::fetch(key, &room.children, &room.context.cluster.read(), runtime_classes)
+    let Seen {
+        children,
+        runtime_classes,
+        autoscalers,
+    } = &room.seen;
+    let mut observed = fetch::fetch(key, children, &room.context.cluster.read(), runtime_classes.names());
+    observed.autoscaler = autoscalers.of(key);
+    observed
+}
+
+/// Whether HTTPRoutes are wanted where nobody serves them.
+fn lacks_gateways(model: &Validated, observed: &Observed) -> bool {
+    !model.gateways.is_empty() && observed.http_routes.is_none()
 }
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
@@ -114,27 +137,58 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
         deployment,
         service,
         ingress,
+        http_routes,
     } = build::build(model, observed);
-    let wanted = [
+    let lacks_gateways = lacks_gateways(model, observed);
+    let mut wanted = vec![
         (Kind::ConfigMap, config_map.as_ref().map(as_value), &observed.config_map),
         (Kind::Deployment, Some(as_value(&deployment)), &observed.deployment),
         (Kind::Service, Some(as_value(&service)), &observed.service),
         (Kind::Ingress, ingress.as_ref().map(as_value), &observed.ingress),
     ];
+    let seen_routes: Vec<Option<Child>> = observed.http_routes.iter().flatten().cloned().map(Some).collect();
+    let named = |name: &Value| {
+        seen_routes
+            .iter()
+            .find(|c| c.as_ref().is_some_and(|c| c.object["metadata"]["name"] == *name))
+    };
+    if !lacks_gateways {
+        for route in &http_routes {
+            wanted.push((
+                Kind::HttpRoute,
+                Some(route.clone()),
+                named(&route["metadata"]["name"]).unwrap_or(&None),
+            ));
+        }
+        let is_wanted = |child: &Child| {
+            http_routes
+                .iter()
+                .any(|r| r["metadata"]["name"] == child.object["metadata"]["name"])
+        };
+        let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
+        wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
+    }
     for (kind, object, seen) in &wanted {
         let (kind, Some(object)) = (*kind, object) else {
             continue;
         };
         let intent = Intent::new(kind, &model.owner, object.clone());
-        let settled = memory.settled.get(&kind).cloned().unwrap_or_default();
+        let slot = (kind, intent.name.clone());
+        let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
+        if let (Kind::Deployment, Some(seen), None) =
+            (kind, seen, object.pointer("/spec/replicas").filter(|n| !n.is_null()))
+            && decide(&intent, &model.owner, Some(seen), &settled) == Decision::Update
+        {
+            hand_over_replicas(&writer, &intent, seen).await?;
+        }
         match writer.apply(&intent, seen.as_ref(), &settled).await? {
             Applied::Kept => {}
             Applied::Written { child, settled } => {
                 tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
                 let child_key = (intent.namespace.clone(), intent.name.clone());
-                room.children.observe(kind, &child_key, &child);
+                room.seen.children.observe(kind, &child_key, &child);
                 room.memories.change(&key, |m| {
-                    m.settled.insert(kind, settled);
+                    m.settled.insert(slot, settled);
                 });
             }
         }
@@ -142,6 +196,10 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
     // What is no longer wanted goes last, when nothing points at it any more.
     for (kind, object, seen) in &wanted {
         let (None, Some(seen)) = (object, seen) else { continue };
+        if *kind == Kind::Ingress && lacks_gateways {
+            // It still publishes what nothing else can.
+            continue;
+        }
         let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
         if writer.prune(*kind, &key.0, name, Some(seen)).await? {
             tracing::info!(
@@ -152,6 +210,32 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
             );
         }
     }
+    Ok(())
+}
+
+/// Makes the number of replicas another manager's before ours lets go of it: what nobody owns falls back to 1. An autoscaler that has
+/// not scaled yet owns nothing. The version is that of the number: a change in between is not undone.
+async fn hand_over_replicas(writer: &Writer<'_>, intent: &Intent, seen: &Child) -> Result<(), Error> {
+    let Some(replicas) = seen.object.pointer("/spec/replicas").and_then(Value::as_i64) else {
+        return Ok(());
+    };
+    let resource = intent.kind.resource();
+    let body = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {"name": intent.name, "namespace": intent.namespace, "uid": seen.uid, "resourceVersion": seen.resource_version},
+        "spec": {"replicas": replicas},
+    });
+    let api: Api<DynamicObject> = Api::namespaced_with(writer.client.clone(), &intent.namespace, &resource);
+    let params = PatchParams::apply(names::managers::SCALING).force().validation_strict();
+    let what = (intent.kind.as_str(), intent.namespace.as_str(), intent.name.as_str());
+    let patch = Patch::Apply(&body);
+    timed(
+        "hand over the replicas of",
+        what,
+        api.patch(&intent.name, &params, &patch),
+    )
+    .await?;
     Ok(())
 }
 

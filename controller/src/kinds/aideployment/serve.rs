@@ -14,13 +14,13 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{Config, WatchStreamExt, applier, watcher as watch_stream};
 use kube::{Api, Resource, ResourceExt};
 
-use super::{Room, reconcile};
+use super::validate::Defaults;
+use super::{Room, Seen, reconcile};
 use crate::cluster::{ObjectKey, Queue};
 use crate::context::Context;
-use crate::kinds::children::{Children, OwnerKey};
+use crate::kinds::children::OwnerKey;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
-use crate::kinds::runtime_classes::RuntimeClasses;
 
 /// As watched: an object that cannot be read does not stop the watch of all others.
 type Guarded = DeserializeGuard<AIDeployment>;
@@ -31,20 +31,17 @@ const CONCURRENCY: u16 = 8;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Every object is looked at this often whatever happens, with up to as much again at random: watches can miss.
 const HEARTBEAT: Duration = Duration::from_secs(600);
+/// Longest wait for HorizontalPodAutoscalers before the first look.
+const AUTOSCALERS_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
 const RUNTIME_CLASSES_WAIT: Duration = Duration::from_secs(10);
 
 /// Serves AIDeployments, until the process ends.
-pub async fn run(
-    context: Context,
-    children: Arc<Children>,
-    runtime_classes: Arc<RuntimeClasses>,
-    changed: Arc<Queue<OwnerKey>>,
-) {
+pub async fn run(context: Context, seen: Seen, changed: Arc<Queue<OwnerKey>>) {
     let room = Arc::new(Room {
+        defaults: Defaults::of(&context.settings),
         context: context.clone(),
-        children,
-        runtime_classes: runtime_classes.clone(),
+        seen,
         memories: Memories::default(),
     });
     let (store, writer) = reflector::store::<Guarded>();
@@ -67,8 +64,10 @@ pub async fn run(
     .flatten();
 
     // What a look needs has to be there before the first of them, or it would see children and pods gone.
-    room.children.wait_synced().await;
-    let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, runtime_classes.wait_synced()).await;
+    room.seen.children.wait_synced().await;
+    // Without them a Deployment that is driven by another is taken back for a moment.
+    let _ = tokio::time::timeout(AUTOSCALERS_WAIT, room.seen.autoscalers.wait_synced()).await;
+    let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, room.seen.runtime_classes.wait_synced()).await;
     while !context.cluster.read().pods_synced {
         tokio::time::sleep(DEBOUNCE).await;
     }

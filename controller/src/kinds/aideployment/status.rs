@@ -29,6 +29,8 @@ pub enum Acceptance {
     NameTaken(String),
     /// The API server refused a child; its answer.
     ApplyFailed(String),
+    /// Everything was done but what needs an API that this cluster does not have.
+    ApiNotInstalled(String),
 }
 
 /// All that a status is computed from.
@@ -95,6 +97,7 @@ fn accepted(acceptance: &Acceptance) -> Desired {
         }
         Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
         Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
+        Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
     };
     Desired::new(Type::Accepted, status, reason, message)
 }
@@ -229,7 +232,7 @@ fn available(view: &View<'_>, deployment: Option<&Deployment>, waits_for_node: b
         Acceptance::Invalid(_) | Acceptance::NameTaken(_) | Acceptance::ApplyFailed(_) => {
             "; they may run an earlier spec"
         }
-        Acceptance::Valid(_) | Acceptance::Paused => "",
+        Acceptance::Valid(_) | Acceptance::Paused | Acceptance::ApiNotInstalled(_) => "",
     };
     if deployment.available > 0 {
         let message = format!(

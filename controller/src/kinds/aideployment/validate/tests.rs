@@ -34,7 +34,23 @@ fn every_problem_names_its_field() {
         ("a flag as value", "{engine: {name: vllm}, models: [{uri: m, dataType: --x}]}".into(), &["spec.models[0].dataType"]),
         ("host", "{engine: {name: vllm}, models: [{uri: m}], endpoint: [{domain: 'http://x'}, {domain: 10.0.0.1}]}".into(), &["spec.endpoint[0].domain: \"http://x\"", "spec.endpoint[1].domain: \"10.0.0.1\""]),
         ("replicas", with("{replicas: -1}"), &["spec.deployment.replicas: -1 is negative"]),
-        ("interface", with("{accelerator: {interface: ROCm}}"), &["spec.deployment.accelerator.interface: \"ROCm\" is not supported; use CUDA"]),
+        ("interface", with("{accelerator: {interface: OpenCL}}"), &["spec.deployment.accelerator.interface: \"OpenCL\" is not supported; no device plugin"]),
+        ("no interface", with("{accelerator: {interface: cuda}}"), &["spec.deployment.accelerator.interface: \"cuda\" is not supported; use CUDA or ROCm"]),
+        ("MIG profile", cuda("migProfile: small"), &["spec.deployment.accelerator.migProfile: \"small\" is no MIG profile"]),
+        ("MIG against whole GPUs", with("{accelerator: {interface: CUDA, migProfile: 1g.10gb}, resources: {limits: {nvidia.com/gpu: 1}}}"), &["spec.deployment.accelerator.migProfile: 1g.10gb contradicts the resource nvidia.com/gpu"]),
+        ("MIG against another profile", with("{accelerator: {interface: CUDA, migProfile: 1g.10gb}, resources: {limits: {nvidia.com/mig-2g.20gb: 1}}}"), &["spec.deployment.accelerator.migProfile: 1g.10gb contradicts the resource nvidia.com/mig-2g.20gb"]),
+        ("MIG without CUDA", with("{accelerator: {interface: ROCm, migProfile: 1g.10gb}}"), &["spec.deployment.accelerator.migProfile: is given, and only CUDA"]),
+        ("memory of a slice", cuda("migProfile: 1g.10gb, memory: 12Gi"), &["spec.deployment.accelerator.memory: 12Gi is more than a slice nvidia.com/mig-1g.10gb has"]),
+        ("half a slice", with("{resources: {limits: {nvidia.com/mig-1g.10gb: 500m}}}"), &["resources[nvidia.com/mig-1g.10gb] of the container serving: \"500m\""]),
+        ("claims", with("{resources: {claims: [{name: gpu}]}}"), &["spec.deployment.resources.claims: \"gpu\" is no resource claim of the pod"]),
+        ("no startup at all", with("{startupTimeoutSeconds: 0}"), &["spec.deployment.startupTimeoutSeconds: 0 is no number"]),
+        ("endless startup", with("{startupTimeoutSeconds: 2000000000}"), &["spec.deployment.startupTimeoutSeconds: 2000000000 is no number"]),
+        ("a cache of nothing", "{engine: {name: vllm}, models: [{uri: m}], cache: {}}".into(), &["spec.cache: names neither a claim nor a path"]),
+        ("a cache of both", "{engine: {name: vllm}, models: [{uri: m}], cache: {persistentVolumeClaim: {claimName: c}, hostPath: {path: /m}}}".into(), &["spec.cache: names a claim and a path"]),
+        ("a claim without name", "{engine: {name: vllm}, models: [{uri: m}], cache: {persistentVolumeClaim: {claimName: ''}}}".into(), &["spec.cache.persistentVolumeClaim.claimName: is empty"]),
+        ("a path that leads elsewhere", "{engine: {name: vllm}, models: [{uri: m}], cache: {hostPath: {path: /m/../etc}}}".into(), &["spec.cache.hostPath.path: is no absolute path"]),
+        ("a Gateway without name", "{engine: {name: vllm}, models: [{uri: m}], endpoint: [{domain: a}], gateway: {parentRefs: [{name: ''}]}}".into(), &["spec.gateway.parentRefs[0].name: is empty"]),
+        ("no Gateway", "{engine: {name: vllm}, models: [{uri: m}], endpoint: [{domain: a}], gateway: {parentRefs: []}}".into(), &["spec.gateway.parentRefs: is empty"]),
         ("count", cuda("count: 0"), &["spec.deployment.accelerator.count: 0 is no number of GPUs"]),
         ("class and classes", cuda("class: h100, classes: [a100]"), &["spec.deployment.accelerator.classes: is given together with class"]),
         ("class", cuda("class: H100"), &["spec.deployment.accelerator.class: \"H100\" is no GPU class; write \"h100\""]),
@@ -224,8 +240,24 @@ fn fields_without_effect_are_listed() {
     assert!(read(&aideployment("m", &with("{}"))).unwrap().ignored.is_empty());
 }
 
-/// Text that specs are made of: what the code looks at, and what it does not expect.
-fn text() -> impl Strategy<Value = String> {
+/// That engine has no volume for what it downloads.
+#[test]
+fn the_cache_of_deepspeed_mii_is_mounted_where_it_downloads_to() {
+    let cache = serde_json::from_value(json!({"hostPath": {"path": "/m", "type": "Directory"}})).unwrap();
+    let (mut serving, mut base, mut findings) = (Serving::default(), PodSpec::default(), Findings::default());
+    cache::mount(&cache, "deepspeed-mii", &mut serving, &mut base, &mut findings);
+    assert_eq!(findings, Findings::default());
+    let mounts = serving.container.volume_mounts.unwrap();
+    assert_eq!(mounts[0].mount_path, "/root/.cache/huggingface");
+    assert_eq!(mounts[0].name, serving.volumes[0].name);
+    assert_eq!(
+        serving.volumes[0].host_path.as_ref().unwrap().type_.as_deref(),
+        Some("Directory")
+    );
+}
+
+/// Boxed, here and below: the trees of values are built on the stack. Text that specs are made of: what the code looks at, and what it does not expect.
+fn text() -> BoxedStrategy<String> {
     prop_oneof![
         prop::sample::select(vec![
             "",
@@ -255,13 +287,21 @@ fn text() -> impl Strategy<Value = String> {
             "--",
             "1EE",
             "9223372036854775807Gi",
+            "ROCm",
+            "1g.10gb",
+            "1g.10gb+me",
+            "nvidia.com/mig-1g.10gb",
+            "amd.com/gpu",
+            "/var/lib/models",
+            "..",
         ])
         .prop_map(str::to_owned),
         ".{0,12}",
     ]
+    .boxed()
 }
 
-fn number() -> impl Strategy<Value = i32> {
+fn number() -> BoxedStrategy<i32> {
     prop_oneof![
         Just(0),
         Just(1),
@@ -271,13 +311,16 @@ fn number() -> impl Strategy<Value = i32> {
         Just(i32::MAX),
         any::<i32>()
     ]
+    .boxed()
 }
 
-fn map() -> impl Strategy<Value = Value> {
-    prop::collection::btree_map(text(), text(), 0..3).prop_map(|m| json!(m))
+fn map() -> BoxedStrategy<Value> {
+    prop::collection::btree_map(text(), text(), 0..3)
+        .prop_map(|m| json!(m))
+        .boxed()
 }
 
-fn container() -> impl Strategy<Value = Value> {
+fn container() -> BoxedStrategy<Value> {
     let port = prop_oneof![number().prop_map(|n| json!(n)), text().prop_map(|t| json!(t))];
     (text(), text(), prop::option::of(port), number(), map(), map()).prop_map(|(name, image, port, declared, requests, limits)| {
         let mut c = json!({"name": name, "image": image, "ports": [{"containerPort": declared}],
@@ -287,18 +330,27 @@ fn container() -> impl Strategy<Value = Value> {
         }
         c
     })
+    .boxed()
 }
 
-fn spec() -> impl Strategy<Value = Value> {
+fn spec() -> BoxedStrategy<Value> {
     let probe = || {
         (number(), number(), number())
             .prop_map(|(a, b, c)| json!({"initialDelaySeconds": a, "successThreshold": b, "periodSeconds": c}))
     };
-    let accelerator = (text(), prop::option::of(text()), prop::collection::vec(text(), 0..3), text(), number(), number()).prop_map(
-        |(interface, class, classes, memory, count, major)| {
-            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count, "minVersion": {"major": major, "minor": major}})
-        },
-    );
+    let accelerator = (
+        text(),
+        prop::option::of(text()),
+        prop::collection::vec(text(), 0..3),
+        text(),
+        number(),
+        number(),
+        prop::option::of(text()),
+    )
+        .prop_map(|(interface, class, classes, memory, count, major, profile)| {
+            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count,
+                "minVersion": {"major": major, "minor": major}, "migProfile": profile})
+        });
     let placement = prop::sample::select(vec![
         json!(null),
         json!({}),
@@ -311,10 +363,10 @@ fn spec() -> impl Strategy<Value = Value> {
         number(),
         prop::option::of(prop::collection::vec(container(), 0..3)),
         (prop::option::of(probe()), prop::option::of(probe())),
-        placement,
+        (placement, prop::option::of(number())),
     )
-        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), placement)| {
-            json!({"accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
+        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), (placement, timeout))| {
+            json!({"startupTimeoutSeconds": timeout, "accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
                 "nodeSelector": selector, "replicas": replicas, "template": containers.map(|c| json!({"spec": {"containers": c}})),
                 "startupProbe": startup, "livenessProbe": liveness, "placement": placement})
         });
@@ -330,20 +382,27 @@ fn spec() -> impl Strategy<Value = Value> {
         (text(), prop::option::of(number())).prop_map(|(domain, port)| json!({"domain": domain, "port": port}));
     let model = (prop::option::of(text()), prop::option::of(text()))
         .prop_map(|(uri, quantization)| json!({"uri": uri, "quantization": quantization}));
+    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
+        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
+    });
+    let gateway = prop::collection::vec(text(), 0..2)
+        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     (
+        (prop::option::of(cache), prop::option::of(gateway)),
         prop::option::of(engine),
         prop::option::of(deployment),
         prop::collection::vec(endpoint, 0..3),
         prop::collection::vec(model, 0..3),
         map(),
     )
-        .prop_map(|(engine, deployment, endpoint, models, labels)| {
-            let mut spec = json!({"engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
+        .prop_map(|((cache, gateway), engine, deployment, endpoint, models, labels)| {
+            let mut spec = json!({"cache": cache, "gateway": gateway, "engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
                 "service": {"labels": labels, "annotations": labels}, "ingress": {"labels": labels, "tls": true}});
             // The API server takes nulls out before they are stored.
             drop_nulls(&mut spec);
             spec
         })
+    .boxed()
 }
 
 fn drop_nulls(value: &mut Value) {
