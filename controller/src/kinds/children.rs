@@ -16,6 +16,8 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::adoption;
+use super::adoption::contests::Contests;
 use crate::cluster::ObjectKey;
 
 /// Kinds of children.
@@ -79,14 +81,14 @@ pub struct Child {
     pub terminating: bool,
     /// The owner with `controller: true`.
     pub controller: Option<OwnerReference>,
-    /// The whole object, without managed fields.
+    /// The whole object; of its managed fields only what [`adoption::slim`] leaves.
     pub object: Value,
 }
 
 impl Child {
     /// From the API.
     pub fn new(mut object: DynamicObject) -> Self {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let meta = &object.metadata;
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -134,6 +136,7 @@ pub struct OwnerKey {
 pub struct Children {
     kept: RwLock<HashMap<(Kind, ObjectKey), Kept>>,
     synced: watch::Sender<usize>,
+    contests: Contests,
 }
 
 impl Default for Children {
@@ -141,6 +144,7 @@ impl Default for Children {
         Self {
             kept: RwLock::default(),
             synced: watch::Sender::new(0),
+            contests: Contests::default(),
         }
     }
 }
@@ -153,6 +157,11 @@ impl Children {
         let object: DynamicObject = serde_json::from_str(text).ok()?;
         drop(kept);
         Some(Child::new(object))
+    }
+
+    /// Children that an original operator still writes.
+    pub fn contests(&self) -> &Contests {
+        &self.contests
     }
 
     /// The owners of all children of a kind.
@@ -261,7 +270,7 @@ impl Children {
     }
 
     fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, changed: &impl Fn(OwnerKey)) {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let owner = owner_of(&object, key.clone());
         // Whoever lost a child by its owner reference cannot be told from the child any more.

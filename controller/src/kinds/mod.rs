@@ -7,9 +7,11 @@
 //! runtime_classes                                        ├─► a kind's look at one object
 //! cluster         pods and placement's conclusions       ┘        │
 //! apply ◄── subset (does it still hold?) ◄── intents ◄────────────┘
+//!   └─ adoption (what an original operator left behind)
 //! status ◄── notices, memory, error (when to look again)
 //! ```
 
+mod adoption;
 mod aideployment;
 mod aimodelmap;
 mod apply;

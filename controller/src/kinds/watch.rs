@@ -226,6 +226,7 @@ fn after_failure<R: Room>(object: Arc<Guarded<R::Object>>, error: &Error, room: 
     let key = key_of(object.as_ref());
     let class = error.class();
     let wait = room.memories().failed(&key, class, rand::random());
+    let wait = error.retry_after().unwrap_or(wait);
     tracing::warn!(kind = kind_of::<R::Object>(), namespace = key.0, name = key.1, ?class, ?wait, %error,
         "an object is not as it should be");
     Action::requeue(wait)

@@ -9,6 +9,7 @@ pub mod build;
 pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
+pub mod inputs;
 pub mod models;
 pub mod references;
 pub mod serve;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use self::build::Children as Wanted;
@@ -28,6 +30,7 @@ use self::models::Maps;
 use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
+use super::adoption::Terms;
 use super::apply::{Applied, Intent, Writer};
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
@@ -78,10 +81,17 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let outcome = apply(&model, &observed, room).await;
+            let inputs = inputs::map_inputs(&object.spec, &model.models);
+            let terms = Terms {
+                inputs: &inputs,
+                replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
+                ..Terms::of(&object.metadata, room.children.contests(), Timestamp::now())
+            };
+            let outcome = apply(&model, &observed, terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -93,7 +103,17 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
             (acceptance, outcome)
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status, and writes it whenever it sees ours change: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     report(object, &key, &acceptance, room).await?;
+    room.memories.change(&key, |m| m.contest_told = contest);
     outcome
 }
 
@@ -114,13 +134,14 @@ fn observe(key: &ObjectKey, room: &Room) -> Observed {
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
-async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let memory = room.memories.get(&key);
     let writer = Writer {
         client: &room.context.client,
         manager: names::managers::AIDEPLOYMENT,
         owner: &model.owner,
+        terms,
     };
     let Wanted {
         config_map,

@@ -18,18 +18,19 @@ use std::sync::Arc;
 
 use berth_crds::names;
 use berth_crds::premlabs::{AIModelMap, AIModelMapStatus};
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use self::fetch::Observed;
 use self::serve::Readers;
 use self::status::{Acceptance, View};
 use self::validate::{Validated, validate};
+use super::adoption::Terms;
 use super::apply::{Applied, Intent, Writer};
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
 use super::watch::key_of;
-use crate::cluster::ObjectKey;
 use crate::context::Context;
 
 /// Failures of the API server in a row after which the status tells of them: fewer are no news.
@@ -59,10 +60,12 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(map) => {
-            let outcome = apply(&key, &map, &fetch::fetch(&key, &room.children), room).await;
+            let terms = Terms::of(&object.metadata, room.children.contests(), Timestamp::now());
+            let outcome = apply(&map, &fetch::fetch(&key, &room.children), terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(map.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -78,11 +81,13 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
     outcome
 }
 
-async fn apply(key: &ObjectKey, map: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(map: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
+    let key = &(map.namespace.clone(), map.name.clone());
     let writer = Writer {
         client: &room.context.client,
         manager: names::managers::AIMODELMAP,
         owner: &map.owner,
+        terms,
     };
     let kind = Kind::ConfigMap;
     let seen = observed.config_map.as_ref();

@@ -18,6 +18,8 @@ pub enum Acceptance {
     Paused,
     /// The ConfigMap's name belongs to somebody else.
     NameTaken(String),
+    /// The original operator still writes the ConfigMap.
+    AnotherOperator(String),
     /// The API server refused the ConfigMap; its answer.
     ApplyFailed(String),
 }
@@ -52,6 +54,7 @@ pub fn status(view: &View<'_>) -> AIModelMapStatus {
             (Status::Unknown, Reason::Paused, message)
         }
         Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
+        Acceptance::AnotherOperator(message) => (Status::False, Reason::AnotherOperatorActive, message.clone()),
         Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
     };
     let accepted = Desired::new(Type::Accepted, status, reason, message);
