@@ -9,7 +9,9 @@ pub mod build;
 pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
+pub mod inputs;
 pub mod models;
+pub mod references;
 pub mod serve;
 pub mod status;
 pub mod validate;
@@ -17,26 +19,27 @@ pub mod validate;
 use std::sync::Arc;
 
 use berth_crds::names;
-use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
+use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
 use kube::core::DynamicObject;
-use kube::{Api, Resource, ResourceExt};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
 use self::models::Maps;
+use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
+use super::adoption::Terms;
 use super::apply::{Applied, Decision, Intent, Writer, decide, timed};
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
-use super::status::{notices, tell};
+use super::watch::Objects;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
 
@@ -51,6 +54,10 @@ pub struct Seen {
     pub runtime_classes: Arc<RuntimeClasses>,
     /// HorizontalPodAutoscalers of the cluster.
     pub autoscalers: Arc<Autoscalers>,
+    /// All AIModelMaps.
+    pub maps: Arc<Objects<AIModelMap>>,
+    /// Who refers to which of them; a map's change is told by it.
+    pub references: Arc<References>,
 }
 
 /// What every look at an AIDeployment is given.
@@ -74,15 +81,22 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let paused = object.annotations().contains_key(names::PAUSED);
     let observed = observe(&key, room);
+    let maps = maps(&key, object, room);
     let around = Surroundings {
         defaults: &room.defaults,
-        maps: &Maps::default(),
+        maps: &maps,
     };
     let (acceptance, outcome) = match validate(object, around) {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let outcome = apply(&model, &observed, room).await;
+            let inputs = inputs::map_inputs(&object.spec, &model.models);
+            let terms = Terms {
+                inputs: &inputs,
+                replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
+                ..Terms::of(&object.metadata, room.seen.children.contests(), Timestamp::now())
+            };
+            let outcome = apply(&model, &observed, terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) if lacks_gateways(&model, &observed) => Acceptance::ApiNotInstalled(
                     "spec.gateway: the Gateway API (httproutes.gateway.networking.k8s.io/v1) is not installed in this cluster; \
@@ -91,6 +105,7 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
                 ),
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -102,8 +117,28 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
             (acceptance, outcome)
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status, and writes it whenever it sees ours change: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     report(object, &key, &acceptance, room).await?;
+    room.memories.change(&key, |m| m.contest_told = contest);
     outcome
+}
+
+/// The maps that the spec names. One that is being deleted counts until it is gone: its owner may wait for children that are still in use.
+fn maps(key: &ObjectKey, object: &AIDeployment, room: &Room) -> Maps {
+    let referred = models::referred(&key.0, &object.spec);
+    referred
+        .into_iter()
+        .filter_map(|key| Some((room.seen.maps.get(&key)?, key)))
+        .map(|(map, key)| (key, map))
+        .collect()
 }
 
 fn observe(key: &ObjectKey, room: &Room) -> Observed {
@@ -111,6 +146,7 @@ fn observe(key: &ObjectKey, room: &Room) -> Observed {
         children,
         runtime_classes,
         autoscalers,
+        ..
     } = &room.seen;
     let mut observed = fetch::fetch(key, children, &room.context.cluster.read(), runtime_classes.names());
     observed.autoscaler = autoscalers.of(key);
@@ -124,13 +160,14 @@ fn lacks_gateways(model: &Validated, observed: &Observed) -> bool {
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
-async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let memory = room.memories.get(&key);
     let writer = Writer {
         client: &room.context.client,
         manager: names::managers::AIDEPLOYMENT,
         owner: &model.owner,
+        terms,
     };
     let Wanted {
         config_map,
@@ -247,54 +284,17 @@ fn as_value(object: &impl serde::Serialize) -> serde_json::Value {
 async fn report(object: &AIDeployment, key: &ObjectKey, acceptance: &Acceptance, room: &Room) -> Result<(), Error> {
     // What was just applied counts, so it is read again.
     let observed = observe(key, room);
-    let before = last_status(object, key, room);
-    let now = Timestamp::now();
+    let mut before = super::status::last(object, object.status.as_ref(), &room.memories);
+    // An empty message is none.
+    before.err_msg = before.err_msg.filter(|m| !m.is_empty());
     let status = status::status(&View {
         name: &key.1,
         generation: object.metadata.generation,
         acceptance,
         observed: &observed,
         before: &before,
-        // The API keeps whole seconds.
-        now: Timestamp::from_second(now.as_second()).unwrap_or(now),
+        now: super::status::now(),
     });
-    if status == before {
-        return Ok(());
-    }
-    let body = json!({
-        "apiVersion": AIDeployment::api_version(&()),
-        "kind": AIDeployment::kind(&()),
-        // The UID: a namesake made anew must not get the status of the one before.
-        "metadata": {"name": key.1, "uid": object.metadata.uid},
-        "status": status,
-    });
-    let api: Api<AIDeployment> = Api::namespaced(room.context.client.clone(), &key.0);
-    let params = PatchParams::apply(names::managers::AIDEPLOYMENT_STATUS)
-        .force()
-        .validation_strict();
-    let patch = Patch::Apply(&body);
-    let call = api.patch_status(&key.1, &params, &patch);
-    let answer = timed("write status of", ("AIDeployment", &key.0, &key.1), call).await?;
-    room.memories.change(key, |m| {
-        m.status = Some((answer.resource_version().unwrap_or_default(), status.clone()));
-    });
-    let reference: ObjectReference = object.object_ref(&());
-    tell(
-        &room.context.events,
-        &reference,
-        notices(&before.conditions, &status.conditions),
-    );
-    Ok(())
-}
-
-/// The status as it stands: what the watch shows, or what was written since. An empty message is none.
-fn last_status(object: &AIDeployment, key: &ObjectKey, room: &Room) -> AIDeploymentStatus {
-    let written = room.memories.get(key).status;
-    let shown = object.resource_version().unwrap_or_default();
-    let mut status = match written {
-        Some((version, status)) if super::children::is_older(&shown, &version) => status,
-        _ => object.status.clone().unwrap_or_default(),
-    };
-    status.err_msg = status.err_msg.filter(|m| !m.is_empty());
-    status
+    let manager = names::managers::AIDEPLOYMENT_STATUS;
+    super::status::report(&room.context, manager, object, (&before, status), &room.memories).await
 }

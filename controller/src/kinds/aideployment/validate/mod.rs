@@ -25,7 +25,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
 use super::build::engines::{Asked, ENGINES, ModelField, Serving, template_containers};
-use super::models::{self, Maps};
+use super::models::{self, Maps, ResolvedModel};
 pub use crate::args::Image;
 use crate::args::Settings;
 use crate::cluster::ObjectKey;
@@ -46,6 +46,8 @@ pub struct Validated {
     pub replicas: i32,
     /// The engine, its container complete with arguments, environment, probes and resources.
     pub serving: Serving,
+    /// The models with what their maps add.
+    pub models: Vec<ResolvedModel>,
     /// The template's pod spec, to build on.
     pub base: PodSpec,
     /// Labels of the pods: template's, then those of the options.
@@ -122,7 +124,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
 
     let namespace = object.metadata.namespace.clone().unwrap_or_default();
     let own = (namespace, name.clone());
-    let serving = engine(&own, spec, around, &mut findings);
+    let (models, serving) = engine(&own, spec, around, &mut findings).unwrap_or_default();
     other_serving_containers(spec, serving.as_ref(), &mut findings);
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
@@ -194,6 +196,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
         name,
         replicas,
         serving: serving_or_none,
+        models,
         base,
         pod_labels: overlaid(template_metadata.labels, &options.labels),
         pod_annotations: overlaid(template_metadata.annotations, &options.annotations),
@@ -213,12 +216,13 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     })
 }
 
+/// The models and what the engine makes of them; nothing without an engine.
 fn engine(
     own: &ObjectKey,
     spec: &AIDeploymentSpec,
     around: Surroundings<'_>,
     findings: &mut Findings,
-) -> Option<Serving> {
+) -> Option<(Vec<ResolvedModel>, Option<Serving>)> {
     let served = || ENGINES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
     let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
     let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
@@ -266,7 +270,7 @@ fn engine(
         }
     }
     let models = match reads_models {
-        true => models::resolve(own, spec, around.maps, findings),
+        true => models::resolve(own, spec, engine, around.maps, findings),
         false => Vec::new(),
     };
     let asked = Asked {
@@ -276,7 +280,8 @@ fn engine(
         gpus: whole_gpus(spec),
         defaults: around.defaults,
     };
-    (engine.read)(&asked, findings)
+    let serving = (engine.read)(&asked, findings);
+    Some((models, serving))
 }
 
 /// Whole GPUs of a pod of an engine that takes the template's container `serving`. What is wrong with them is told later.

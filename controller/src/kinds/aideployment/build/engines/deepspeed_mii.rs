@@ -1,5 +1,6 @@
 //! DeepSpeed-MII, as the original's image packs it: it takes a model's uri and nothing else.
 
+use berth_crds::premlabs::aimodelmap::VariantList;
 use k8s_openapi::api::core::v1::{LocalObjectReference, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -18,6 +19,7 @@ pub const ENGINE: Engine = Engine {
     name: "deepspeed-mii",
     options: &["imageRepository", "imageTag"],
     model_fields: &[ModelField::Uri],
+    variants: Some(VariantList::DeepspeedMii),
     read,
 };
 

@@ -5,7 +5,7 @@
 use k8s_openapi::api::core::v1::{Container, EnvVar, VolumeMount};
 
 use super::names::Names;
-use super::{Asked, Serving, uri};
+use super::{Asked, ModelField, Serving, uri};
 use crate::kinds::aideployment::models::ResolvedModel;
 use crate::kinds::problems::Findings;
 
@@ -131,7 +131,7 @@ pub fn checked_uri<'a>(model: &'a ResolvedModel, findings: &mut Findings) -> Opt
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if host.is_empty() || uri.contains(|c: char| c.is_whitespace() || c.is_control()) {
         findings.invalid(
-            format!("{}.uri", model.path()),
+            model.field(ModelField::Uri),
             format_args!("{uri:?} is no URL: it has no host, or has spaces in it"),
             "write it as a browser shows it, with %20 for a space",
         );

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use berth_crds::premlabs::aimodelmap::VariantList;
 use k8s_openapi::api::core::v1::{
     ConfigMapProjection, EmptyDirVolumeSource, KeyToPath, Probe, ProjectedVolumeSource, Volume, VolumeMount,
     VolumeProjection,
@@ -27,6 +28,7 @@ pub const ENGINE: Engine = Engine {
     name: "localai",
     options: &["imageRepository", "imageTag"],
     model_fields: &[ModelField::Uri, ModelField::EngineConfigFile],
+    variants: Some(VariantList::LocalAi),
     read,
 };
 

@@ -11,6 +11,7 @@ mod vllm;
 use std::collections::BTreeMap;
 
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
+use berth_crds::premlabs::aimodelmap::VariantList;
 use berth_crds::premlabs::keys;
 use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, EnvVar, HTTPGetAction, LocalObjectReference, Probe, Volume, VolumeMount,
@@ -38,6 +39,8 @@ pub struct Engine {
     pub options: &'static [&'static str],
     /// Fields of `spec.models[]` beside `uri` that it reads.
     pub model_fields: &'static [ModelField],
+    /// The list of an AIModelMap that its references are looked up in; `None`: it takes no models by name.
+    pub variants: Option<VariantList>,
     /// Reads what is asked of it; `None` only where it found a problem.
     pub read: fn(&Asked<'_>, &mut Findings) -> Option<Serving>,
 }
@@ -65,6 +68,18 @@ pub enum ModelField {
     Quantization,
     DataType,
     EngineConfigFile,
+}
+
+impl ModelField {
+    /// As in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Uri => "uri",
+            Self::Quantization => "quantization",
+            Self::DataType => "dataType",
+            Self::EngineConfigFile => "engineConfigFile",
+        }
+    }
 }
 
 /// What an engine needs of its pod, before what is common to all engines.
@@ -266,7 +281,7 @@ fn uri<'a>(model: &'a ResolvedModel, findings: &mut Findings) -> Option<&'a str>
     let uri = model.uri.as_deref();
     if uri.is_none() {
         findings.invalid(
-            format!("{}.uri", model.path()),
+            model.field(ModelField::Uri),
             "is empty",
             "name the model, e.g. mistralai/Mistral-7B-v0.1",
         );

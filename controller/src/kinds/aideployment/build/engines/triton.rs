@@ -1,5 +1,6 @@
 //! NVIDIA's Triton inference server: any number of models, downloaded into its model repository.
 
+use berth_crds::premlabs::aimodelmap::VariantList;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
 use super::download::{InitContainers, MODELS, Script, checked_uri, is_archive, is_http};
@@ -14,6 +15,7 @@ pub const ENGINE: Engine = Engine {
     name: "triton",
     options: &["imageRepository", "imageTag"],
     model_fields: &[ModelField::Uri],
+    variants: Some(VariantList::TensorRt),
     read,
 };
 
@@ -39,7 +41,7 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
         };
         let script = if !is_http(uri) {
             findings.invalid(
-                format!("{}.uri", model.path()),
+                model.field(ModelField::Uri),
                 format_args!("{uri:?} is no http or https URL, and triton's models are downloaded"),
                 "give the URL of a model file or of a .tar, .tar.gz or .tgz with a model repository",
             );
@@ -50,7 +52,7 @@ fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
             Script::TritonFile
         } else {
             findings.invalid(
-                format!("{}.uri", model.path()),
+                model.field(ModelField::Uri),
                 format_args!("{uri:?} does not end in the name of a file"),
                 "give the URL of the model file itself",
             );

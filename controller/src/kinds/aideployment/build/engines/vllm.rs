@@ -1,9 +1,11 @@
 //! vLLM's OpenAI-compatible server.
 
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
+use berth_crds::premlabs::aimodelmap::VariantList;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
 use super::{Asked, Engine, ModelField, Probes, Serving, http_probe, one_model, option};
+use crate::kinds::aideployment::models::ResolvedModel;
 use crate::kinds::problems::Findings;
 
 /// Port of the server in the image.
@@ -16,26 +18,21 @@ pub const ENGINE: Engine = Engine {
     name: "vllm",
     options: &["imageRepository", "imageTag", "dtype", "quantization"],
     model_fields: &[ModelField::Uri, ModelField::Quantization, ModelField::DataType],
+    variants: Some(VariantList::Vllm),
     read,
 };
 
 fn read(asked: &Asked<'_>, findings: &mut Findings) -> Option<Serving> {
     let spec = asked.spec;
     let model = one_model(ENGINE.name, asked, findings);
-    let dtype = argument(
-        "dtype",
-        "dataType",
-        spec,
-        model.and_then(|(m, _)| m.data_type.as_deref()),
-        findings,
-    );
-    let quantization = argument(
-        "quantization",
-        "quantization",
-        spec,
-        model.and_then(|(m, _)| m.quantization.as_deref()),
-        findings,
-    );
+    let of_model = |field: ModelField, value: fn(&ResolvedModel) -> &Option<String>| {
+        let model = model.map(|(m, _)| m)?;
+        Some((model.field(field), value(model).clone()?))
+    };
+    let dtype = of_model(ModelField::DataType, |m| &m.data_type);
+    let dtype = argument("dtype", spec, dtype, findings);
+    let quantization = of_model(ModelField::Quantization, |m| &m.quantization);
+    let quantization = argument("quantization", spec, quantization, findings);
     let (_, uri) = model?;
 
     let mut serving = Serving::on_port(PORT, spec, findings).on_template(spec);
@@ -99,20 +96,16 @@ fn says_how_to_share(arg: &str) -> bool {
     .contains(&flag.as_str())
 }
 
-/// The value of a flag: the engine's option wins over the model's field, and an empty one is none at all.
+/// The value of a flag: the engine's option wins over the model's field (here with its path), and an empty one is none at all.
 fn argument(
     key: &str,
-    field: &str,
     spec: &AIDeploymentSpec,
-    of_model: Option<&str>,
+    of_model: Option<(String, String)>,
     findings: &mut Findings,
 ) -> Option<String> {
     let (path, value) = match option(spec, key) {
-        Some(value) => (format!("spec.engine.options.{key}"), value),
-        None => {
-            let value = of_model.map(str::trim).filter(|v| !v.is_empty())?;
-            (format!("spec.models[0].{field}"), value)
-        }
+        Some(value) => (format!("spec.engine.options.{key}"), value.to_owned()),
+        None => of_model?,
     };
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if !value.chars().all(fits) || value.starts_with('-') {
@@ -123,5 +116,5 @@ fn argument(
         );
         return None;
     }
-    Some(value.to_owned())
+    Some(value)
 }
