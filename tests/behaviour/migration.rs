@@ -34,8 +34,12 @@ fn main() -> ExitCode {
         .trial("berth.dev/reapply takes the new template at once", |c| {
             reapply(Fixture::new(c))
         })
+        .trial("an edited map takes the new template", |c| map_edit(Fixture::new(c)))
         .trial("Berth does not fight the original, and goes on when it is quiet", |c| {
             contest(Fixture::new(c))
+        })
+        .trial("going back restarts nothing that was only adopted", |c| {
+            back(Fixture::new(c))
         })
         .run()
 }
@@ -266,6 +270,9 @@ const CHILDREN: &[(&str, &str)] = &[
     ("networking.k8s.io", "Ingress"),
 ];
 
+/// Where the map of the trials has its model.
+const OF_MAP: &str = "microsoft/phi-2";
+
 /// As the original builds it for the two engines that the trials use.
 fn pod_spec(spec: &Value) -> Value {
     let spread = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
@@ -282,7 +289,13 @@ fn pod_spec(spec: &Value) -> Value {
         container["ports"] = endpoints.iter().map(|e| json!({"containerPort": e["port"]})).collect();
         return pod;
     }
-    let mut args = vec![json!("--model"), spec["models"][0]["uri"].clone()];
+    let model = &spec["models"][0];
+    let uri = if model["modelMapRef"].is_null() {
+        model["uri"].clone()
+    } else {
+        json!(OF_MAP)
+    };
+    let mut args = vec![json!("--model"), uri];
     args.extend(spec["args"].as_array().cloned().unwrap_or_default());
     let probe = |initial: Value, period: Value, timeout: Value, failure: u32| {
         json!({"httpGet": {"path": "/health", "port": 8000}, "initialDelaySeconds": initial, "periodSeconds": period,
@@ -420,8 +433,13 @@ async fn kubectl_crds(f: Fixture) -> anyhow::Result<()> {
         .create(&PostParams::default(), &object)
         .await?;
     follow(&f, "crds").await?;
-    let columns = f.kubectl(&["get", "aid", "-n", &o.ns]).await?;
-    ensure!(columns.contains("ENGINE") || columns.contains("READY"), "{columns}");
+    // Names of a changed CRD are told a moment after it.
+    eventually("the columns of Berth", SOON, async || {
+        let columns = f.kubectl(&["get", "aid", "-n", &o.ns]).await?;
+        ensure!(columns.contains("ENGINE"), "{columns}");
+        Ok(())
+    })
+    .await?;
     f.helm(&["uninstall", "berth-crds", "-n", "berth-system"]).await?;
     let kept = o.api("premlabs.io", "AIDeployment").get("kept").await?;
     ensure!(kept.uid() == made.uid() && kept.data["spec"] == made.data["spec"]);
@@ -527,6 +545,7 @@ async fn guide(f: Fixture) -> anyhow::Result<()> {
     for step in ["stop", "crds", "install", "check"] {
         follow(&f, step).await?;
     }
+    o.adopted("bert", &[("", "ConfigMap")]).await?;
     for name in names {
         o.adopted(name, CHILDREN).await?;
         f.expect_condition(&o.ns, name, "Accepted", ("True", "Valid")).await?;
@@ -588,7 +607,7 @@ async fn guide(f: Fixture) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    f.delete_namespace(&o.ns).await
+    Ok(())
 }
 
 /// Every pod is new, one ReplicaSet came, and it stays so.
@@ -670,7 +689,7 @@ async fn edit(f: Fixture) -> anyhow::Result<()> {
         "stale: {:?}",
         service.annotations()
     );
-    f.delete_namespace(&o.ns).await
+    Ok(())
 }
 
 async fn reapply(f: Fixture) -> anyhow::Result<()> {
@@ -687,7 +706,52 @@ async fn reapply(f: Fixture) -> anyhow::Result<()> {
     o.annotate(&name, names::REAPPLY, Value::Null).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(o.footprint(&name).await? == after);
-    f.delete_namespace(&o.ns).await
+    Ok(())
+}
+
+async fn map_edit(f: Fixture) -> anyhow::Result<()> {
+    let o = with_berth(&f, "mapped").await?;
+    let maps = Api::<AIModelMap>::namespaced(f.client(), &o.ns);
+    let map = json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIModelMap", "metadata": {"name": "phi"},
+        "spec": {"vllm": [{"variant": "original", "uri": OF_MAP}, {"variant": "other", "uri": "x"}]}});
+    maps.create(&PostParams::default(), &serde_json::from_value(map)?)
+        .await?;
+    let mut object = gpu_model("of-map");
+    object["spec"]["models"] = json!([{"modelMapRef": {"name": "phi", "variant": "original"}}]);
+    let name = o.serve_paused(object).await?;
+    let before = o.footprint(&name).await?;
+    o.unpause(&name).await?;
+    o.adopted(&name, CHILDREN).await?;
+    let edit = async |original: &str, other: &str| {
+        let spec = json!({"vllm": [{"variant": "original", "uri": original}, {"variant": "other", "uri": other}]});
+        let patch = Patch::Merge(json!({"spec": spec}));
+        maps.patch("phi", &PatchParams::default(), &patch).await
+    };
+    // Another variant is nothing to it.
+    edit(OF_MAP, "y").await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(o.footprint(&name).await? == before);
+    edit("microsoft/phi-3", "y").await?;
+    rolled(&o, &name, &before, 1).await?;
+    let pod = o.deployment(&name).await?.spec.context("spec")?.template.spec;
+    let args = pod.context("pod spec")?.containers[0].args.clone().unwrap_or_default();
+    ensure!(args.contains(&"microsoft/phi-3".to_owned()), "{args:?}");
+    Ok(())
+}
+
+async fn back(f: Fixture) -> anyhow::Result<()> {
+    let o = with_berth(&f, "back").await?;
+    let name = o.serve_paused(gpu_model("returns")).await?;
+    let before = o.footprint(&name).await?;
+    o.unpause(&name).await?;
+    o.adopted(&name, CHILDREN).await?;
+    follow(&f, "back").await?;
+    o.pass(&name).await?;
+    o.report(&name, "Ready").await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(o.footprint(&name).await? == before, "pods were restarted");
+    ensure!(!o.deployment(&name).await?.labels().contains_key(names::MANAGED_BY));
+    Ok(())
 }
 
 async fn contest(f: Fixture) -> anyhow::Result<()> {
@@ -741,5 +805,5 @@ async fn contest(f: Fixture) -> anyhow::Result<()> {
     o.adopted(&name, CHILDREN).await?;
     f.expect_condition(&o.ns, &name, "Accepted", ("True", "Valid")).await?;
     ensure!(o.footprint(&name).await? == before);
-    f.delete_namespace(&o.ns).await
+    Ok(())
 }

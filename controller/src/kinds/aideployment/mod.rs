@@ -20,7 +20,6 @@ use std::sync::Arc;
 
 use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
-use jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
@@ -90,11 +89,11 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let inputs = inputs::map_inputs(&object.spec, &model.models);
+            let inputs = inputs::map_inputs(&key, &object.spec, &maps);
             let terms = Terms {
                 inputs: &inputs,
                 replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
-                ..Terms::of(&object.metadata, room.seen.children.contests(), Timestamp::now())
+                ..Terms::of(&object.metadata, room.seen.children.contests(), super::status::now())
             };
             let outcome = apply(&model, &observed, terms, room).await;
             let acceptance = match &outcome {

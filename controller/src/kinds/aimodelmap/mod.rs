@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use berth_crds::names;
 use berth_crds::premlabs::{AIModelMap, AIModelMapStatus};
-use jiff::Timestamp;
 use kube::ResourceExt;
 
 use self::fetch::Observed;
@@ -31,6 +30,7 @@ use super::children::{Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
 use super::watch::key_of;
+use crate::cluster::ObjectKey;
 use crate::context::Context;
 
 /// Failures of the API server in a row after which the status tells of them: fewer are no news.
@@ -60,8 +60,8 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(map) => {
-            let terms = Terms::of(&object.metadata, room.children.contests(), Timestamp::now());
-            let outcome = apply(&map, &fetch::fetch(&key, &room.children), terms, room).await;
+            let terms = Terms::of(&object.metadata, room.children.contests(), super::status::now());
+            let outcome = apply(&key, &map, &fetch::fetch(&key, &room.children), terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(map.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
@@ -81,8 +81,13 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
     outcome
 }
 
-async fn apply(map: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
-    let key = &(map.namespace.clone(), map.name.clone());
+async fn apply(
+    key: &ObjectKey,
+    map: &Validated,
+    observed: &Observed,
+    terms: Terms<'_>,
+    room: &Room,
+) -> Result<(), Error> {
     let writer = Writer {
         client: &room.context.client,
         manager: names::managers::AIMODELMAP,

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::kinds::aideployment::build::engines::ENGINES;
 use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, maps, model_map, read, read_with};
 
 /// A vllm spec with `deployment` as given.
