@@ -22,6 +22,8 @@ mod runtime_classes;
 mod status;
 mod subset;
 
+pub use children::is_older;
+
 use std::sync::Arc;
 
 use crate::cluster::Queue;
