@@ -21,6 +21,7 @@ mod problems;
 mod runtime_classes;
 mod status;
 mod subset;
+mod unreadable;
 
 pub use children::is_older;
 

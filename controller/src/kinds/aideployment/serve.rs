@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_crds::names::managers;
 use berth_crds::premlabs::AIDeployment;
 use futures::{Stream, StreamExt, stream};
 use kube::core::DeserializeGuard;
@@ -21,9 +22,20 @@ use crate::kinds::children::{Children, OwnerKey};
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
 use crate::kinds::runtime_classes::RuntimeClasses;
+use crate::kinds::unreadable;
 
 /// As watched: an object that cannot be read does not stop the watch of all others.
 type Guarded = DeserializeGuard<AIDeployment>;
+
+/// What is told of an AIDeployment that cannot be read.
+const UNREADABLE: unreadable::Kind = unreadable::Kind {
+    name: "AIDeployment",
+    manager: managers::AIDEPLOYMENT_STATUS,
+    own_fields: |status, message| {
+        status.insert("status".into(), "Failed".into());
+        status.insert("errMsg".into(), message.into());
+    },
+};
 
 /// Objects looked at at the same time. Each has at most one request open, so this bounds what an ailing API server has to bear.
 const CONCURRENCY: u16 = 8;
@@ -95,9 +107,11 @@ fn look(
         let object = match &object.0 {
             Ok(object) => object,
             Err(invalid) => {
-                let meta = &invalid.metadata;
-                tracing::warn!(namespace = ?meta.namespace, name = ?meta.name, error = %invalid.error,
-                    "AIDeployment cannot be read; it is left alone until it changes");
+                let (key, is_alive) = (key_of(object.as_ref()), invalid.metadata.deletion_timestamp.is_none());
+                if is_alive {
+                    unreadable::report::<AIDeployment>(&room.context, UNREADABLE, &key).await?;
+                }
+                room.memories.change(&key, |m| m.attempts = 0);
                 return Ok(Action::await_change());
             }
         };
