@@ -52,7 +52,11 @@ where
         return Ok(());
     };
     tracing::warn!(kind = kind.name, namespace, name, message, "an object cannot be read");
-    let before = raw.get("status").and_then(Value::as_object).cloned().unwrap_or_default();
+    let before = raw
+        .get("status")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
     let old = conditions_of(&before);
     let now = Timestamp::now();
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -127,14 +131,23 @@ mod tests {
     fn the_field_is_named() {
         let why = |spec| why::<AIDeployment>(&object(spec)).unwrap_or_default();
         for (spec, path) in [
-            (json!({"deployment": {"replicas": "many"}}), "spec.deployment.replicas: "),
-            (json!({"deployment": {"replicas": 1_i64 << 40}}), "spec.deployment.replicas: "),
+            (
+                json!({"deployment": {"replicas": "many"}}),
+                "spec.deployment.replicas: ",
+            ),
+            (
+                json!({"deployment": {"replicas": 1_i64 << 40}}),
+                "spec.deployment.replicas: ",
+            ),
             (
                 json!({"deployment": {"template": {"spec": {"containers": [{"name": "a"}, {"name": "b", "ports": [{"containerPort": "x"}]}]}}}}),
                 "spec.deployment.template.spec.containers[1].ports[0].containerPort: ",
             ),
             (json!({"env": [{"value": "x", "name": 3}]}), "spec.env[0].name: "),
-            (json!({"deployment": {"labels": {"a": 1}}}), "spec.deployment.labels.a: "),
+            (
+                json!({"deployment": {"labels": {"a": 1}}}),
+                "spec.deployment.labels.a: ",
+            ),
             (json!({"models": [null]}), "spec.models[0]: "),
         ] {
             let said = why(spec);
@@ -154,8 +167,14 @@ mod tests {
         let before = json!({"readyReplicas": 1, "conditions": [available, {"nobody": "can read this"}]});
         let before = before.as_object().unwrap();
         let (first, conditions) = status(before, KIND, "spec.x: bad", Some(2), now);
-        assert_eq!((&first["readyReplicas"], &first["errMsg"]), (&json!(1), &json!("spec.x: bad")));
-        let told: Vec<_> = conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
+        assert_eq!(
+            (&first["readyReplicas"], &first["errMsg"]),
+            (&json!(1), &json!("spec.x: bad"))
+        );
+        let told: Vec<_> = conditions
+            .iter()
+            .map(|c| (c.type_.as_str(), c.status.as_str()))
+            .collect();
         assert_eq!(told, [("Accepted", "False"), ("Available", "True")]);
         let (again, _) = status(&first, KIND, "spec.x: bad", Some(2), Timestamp::from_second(9).unwrap());
         assert_eq!(again, first);

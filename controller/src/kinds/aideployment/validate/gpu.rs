@@ -71,7 +71,10 @@ pub fn count(options: &DeploymentOptions, merged: &ResourceRequirements, finding
         // Negative ones and what is no quantity are reported with the other resources, unless they stand in the template.
         _ => {
             findings.invalid(
-                format!("resources[{}] of the container serving", names::NVIDIA_GPU),
+                format!(
+                    "spec.deployment.resources[{}], or that of the template's container",
+                    names::NVIDIA_GPU
+                ),
                 format_args!("{:?} is no whole number of GPUs", asked.0),
                 "give a whole number",
             );

@@ -3,8 +3,10 @@
 //! All problems are collected: an object is corrected once, not once a problem.
 
 mod gpu;
+mod metadata;
 mod names;
 mod probes;
+mod quantities;
 mod resources;
 
 use std::collections::BTreeMap;
@@ -104,6 +106,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
     }
+    metadata::check(spec, &mut findings);
     let replicas = options.replicas.unwrap_or(1);
     if replicas < 0 {
         findings.invalid(
@@ -130,6 +133,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     let own_resources = serving_or_none.container.resources.take();
     let template = options.template.clone().unwrap_or_default();
     let base = template.spec.unwrap_or_default();
+    quantities::check(&spec.env, &base, &mut findings);
     let node_selector = overlaid(base.node_selector.clone(), &options.node_selector);
     let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);
     let gpus = gpu::count(options, &resources, &mut findings);

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube_quantity::ParsedQuantity;
 
+use super::quantities::is_quantity;
 use crate::kinds::problems::Findings;
 
 type Amounts = BTreeMap<String, Quantity>;
@@ -61,7 +62,7 @@ pub fn set_gpus(resources: &mut ResourceRequirements, count: u32) {
 pub fn amount(quantity: &Quantity) -> Option<f64> {
     // Longer ones are no honest quantity, and the grammar is ASCII.
     let text = quantity.0.trim();
-    if text.is_empty() || text.len() > 64 || !text.is_ascii() {
+    if text.is_empty() || text.len() > 64 || !is_quantity(text) {
         return None;
     }
     let value = ParsedQuantity::try_from(text).ok()?.to_bytes_f64()?;

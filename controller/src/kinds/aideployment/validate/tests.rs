@@ -40,7 +40,7 @@ fn every_problem_names_its_field() {
         ("no memory", cuda("memory: 0"), &["spec.deployment.accelerator.memory: \"0\""]),
         ("minVersion", cuda("minVersion: {major: -1}"), &["spec.deployment.accelerator.minVersion: -1.0"]),
         ("GPUs without accelerator", with("{resources: {requests: {nvidia.com/gpu: 1}}}"), &["spec.deployment.resources.requests[nvidia.com/gpu]: asks for GPUs, and no accelerator is given"]),
-        ("half a GPU", with("{accelerator: {interface: CUDA}, resources: {limits: {nvidia.com/gpu: 500m}}}"), &["resources[nvidia.com/gpu] of the container serving: \"500m\""]),
+        ("half a GPU", with("{accelerator: {interface: CUDA}, resources: {limits: {nvidia.com/gpu: 500m}}}"), &["spec.deployment.resources[nvidia.com/gpu], or that of the template's container: \"500m\""]),
         ("quantities", with("{resources: {limits: {cpu: many}, requests: {memory: -1Gi}}}"), &["spec.deployment.resources.requests[memory]: -1Gi is negative", "spec.deployment.resources.limits[cpu]: \"many\" is no quantity"]),
         ("probe numbers", with("{startupProbe: {periodSeconds: -1, successThreshold: 2}, livenessProbe: {successThreshold: 3}}"), &["spec.deployment.startupProbe.periodSeconds: -1", "spec.deployment.startupProbe.successThreshold", "spec.deployment.livenessProbe.successThreshold"]),
         ("class against selector", with("{accelerator: {interface: CUDA, class: h100}, placement: {policy: Scheduler}, nodeSelector: {berth.dev/gpu-class: t4}}"), &["spec.deployment.nodeSelector[berth.dev/gpu-class]: \"t4\" contradicts"]),
