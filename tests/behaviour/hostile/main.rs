@@ -11,7 +11,7 @@ use berth_local::{Fleet, NodeSpec};
 use berth_tests::{Call, Fixture, NAMESPACE, Suite, eventually, vllm};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::ResourceQuota;
-use kube::api::{ApiResource, ListParams, PostParams};
+use kube::api::{ApiResource, ListParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
             "whatever is accepted gets children or is told which field is wrong, and a good object beside it runs",
             |c| hostile(Fixture::new(c)),
         )
+        .trial("an object that cannot be read is told which field, and recovers", |c| {
+            unreadable(Fixture::new(c))
+        })
         .run()
 }
 
@@ -382,4 +385,96 @@ async fn is_quiet(f: &Fixture, accepted: usize) -> anyhow::Result<()> {
         calls.len()
     );
     Ok(())
+}
+
+/// The schema that is installed is not always ours: another version's, or the original's, may take what we cannot read.
+async fn unreadable(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("unreadable").await?;
+    let loose = r#"{"x-kubernetes-int-or-string": true}"#;
+    let cases = [
+        (
+            "aideployments",
+            "args/items",
+            json!({"engine": {"name": "vllm"}, "models": [{"uri": "m"}], "args": ["--x", 5]}),
+            "spec.args[1]: ",
+            json!({"args": ["--x", "5"]}),
+        ),
+        (
+            "autonodelabelers",
+            "labels/additionalProperties",
+            json!({"labels": {"example.com/n": 5}, "matchExpression": {"key": "example.com/none", "operator": "Exists"}}),
+            "spec.labels.example.com/n: ",
+            json!({"labels": {"example.com/n": "5"}}),
+        ),
+    ];
+    for (plural, field, spec, named, fix) in cases {
+        let kinds = kinds();
+        let kind = kinds
+            .iter()
+            .find(|k| k.plural == plural)
+            .context("a kind of that name")?;
+        let path = format!("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/{field}");
+        let patch = format!(r#"[{{"op": "replace", "path": "{path}", "value": {loose}}}]"#);
+        f.kubectl(&[
+            "patch",
+            "crd",
+            &format!("{plural}.premlabs.io"),
+            "--type=json",
+            "-p",
+            &patch,
+        ])
+        .await?;
+        let resource = resource(kind);
+        let api: Api<DynamicObject> = Api::namespaced_with(f.client(), &ns, &resource);
+        let object =
+            json!({"apiVersion": resource.api_version, "kind": kind.name, "metadata": {"name": "odd"}, "spec": spec});
+        let object: DynamicObject = serde_json::from_value(object)?;
+        eventually("the schema is as it was patched", Duration::from_secs(30), async || {
+            Ok(api.create(&PostParams::default(), &object).await.map(drop)?)
+        })
+        .await?;
+        let accepted = async |status: &str| {
+            eventually(
+                &format!("Accepted={status} of {plural}"),
+                Duration::from_secs(30),
+                async || {
+                    let object = api.get("odd").await?;
+                    let conditions = object.data["status"]["conditions"]
+                        .as_array()
+                        .cloned()
+                        .unwrap_or_default();
+                    let accepted = conditions.iter().find(|c| c["type"] == "Accepted").cloned();
+                    let accepted = accepted.with_context(|| format!("{conditions:?}"))?;
+                    ensure!(
+                        accepted["status"] == status
+                            && accepted["observedGeneration"] == json!(object.metadata.generation),
+                        "{accepted}"
+                    );
+                    Ok((
+                        accepted["message"].as_str().unwrap_or_default().to_owned(),
+                        object.data["status"]["errMsg"].clone(),
+                    ))
+                },
+            )
+            .await
+        };
+        let (message, error) = accepted("False").await?;
+        ensure!(message.starts_with(named), "{message}");
+        ensure!(plural != "aideployments" || error == json!(message), "{error}");
+        eventually("an Event", Duration::from_secs(20), async || {
+            let said = f.events_in(&ns, kind.name, "odd").await?;
+            ensure!(
+                said.iter()
+                    .any(|s| s.reason == "InvalidSpec" && s.message.starts_with(named)),
+                "{said:?}"
+            );
+            Ok(())
+        })
+        .await?;
+        let params = PatchParams::default();
+        api.patch("odd", &params, &Patch::Merge(json!({"spec": fix}))).await?;
+        let (_, error) = accepted("True").await?;
+        ensure!(error.is_null(), "{error}");
+    }
+    f.delete_namespace(&ns).await
 }
