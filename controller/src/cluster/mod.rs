@@ -329,3 +329,47 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(version: &str, label: &str) -> Node {
+        Node {
+            name: "n".into(),
+            uid: "u".into(),
+            resource_version: version.into(),
+            labels: [("l".to_owned(), label.to_owned())].into(),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn an_own_write_is_known_at_once_and_not_undone_by_older_news() {
+        let cluster = Cluster::new();
+        let label = || cluster.read().nodes["n"].labels["l"].clone();
+        let answer = |uid: &str| -> ObjectMeta {
+            serde_json::from_value(
+                json!({"name": "n", "uid": uid, "resourceVersion": "9", "labels": {"l": "written"},
+                "managedFields": [{"manager": "m", "fieldsV1": {"f:metadata": {"f:labels": {"f:l": {}}}}}]}),
+            )
+            .unwrap()
+        };
+        cluster.apply_node(node("5", "first"));
+        cluster.observe_node(&answer("another"));
+        assert_eq!(label(), "first", "of a namesake");
+        cluster.observe_node(&answer("u"));
+        assert_eq!(label(), "written");
+        assert!(cluster.read().nodes["n"].label_managers["l"].contains("m"));
+        cluster.apply_node(node("8", "older"));
+        assert_eq!(label(), "written");
+        cluster.apply_node(node("10", "newer"));
+        assert_eq!(label(), "newer");
+        // A node that is not there is not made.
+        cluster.delete_node("n");
+        cluster.observe_node(&answer("u"));
+        assert!(cluster.read().nodes.is_empty());
+    }
+}
