@@ -120,7 +120,7 @@ fn put(at: &mut Value, steps: &[Step], value: Value) {
             put(&mut at[key.unwrap_or_else(|| "example.com/key".into())], rest, value);
         }
         Step::First => {
-            if !at.as_array().is_some_and(|a| !a.is_empty()) {
+            if at.as_array().is_none_or(Vec::is_empty) {
                 // What lists hold mostly needs a name.
                 *at = json!([{"name": "made"}]);
             }
