@@ -277,6 +277,17 @@ async fn role_is_what_is_used(f: Fixture) -> anyhow::Result<()> {
         .await?;
     f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/node-pool-labeler.yaml")])
         .await?;
+    f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/model-map.yaml")])
+        .await?;
+    f.kubectl(&[
+        "wait",
+        "-n",
+        &ns,
+        "--for=condition=Accepted",
+        "aimodelmap/mistral-7b",
+        "--timeout=30s",
+    ])
+    .await?;
     eventually("a running model", Duration::from_secs(60), async || {
         f.kubectl(&[
             "wait",
@@ -397,6 +408,10 @@ const ONLY_SOMETIMES: &[&str] = &[
     "list apps/replicasets",
     "get apps/replicasets",
     "patch apps/replicasets",
+    // The ConfigMap of a map is taken, or no longer wanted.
+    "get /configmaps",
+    "delete /configmaps",
     // Asked for by an admission plugin of some clusters, not by a request.
     "update premlabs.io/aideployments/finalizers",
+    "update premlabs.io/aimodelmaps/finalizers",
 ];

@@ -2,7 +2,7 @@
 //!
 //! Kept as compact JSON text: an object is looked at a few times in its life and held for all of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use berth_crds::names;
@@ -229,17 +229,14 @@ impl Children {
         changed: &(impl Fn(OwnerKey) + Sync),
     ) {
         let mut stream = std::pin::pin!(stream);
-        let mut listed: HashMap<ObjectKey, String> = HashMap::new();
+        let mut listed: HashSet<ObjectKey> = HashSet::new();
         let mut first = true;
         while let Some(event) = stream.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(object)) => {
                     let key = key_of(&object);
-                    listed.insert(
-                        key.clone(),
-                        object.metadata.resource_version.clone().unwrap_or_default(),
-                    );
+                    listed.insert(key.clone());
                     self.apply(kind, key, object, changed);
                 }
                 Ok(Event::InitDone) => {
@@ -267,23 +264,28 @@ impl Children {
         object.metadata.managed_fields = None;
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let owner = owner_of(&object, key.clone());
+        // Whoever lost a child by its owner reference cannot be told from the child any more.
+        let before = owner
+            .kind
+            .is_empty()
+            .then(|| self.get(kind, &key)?.controller)
+            .flatten()
+            .map(|controller| owner_of_reference(Some(&controller), key.clone()));
         self.keep(kind, key, &version, &serde_json::to_value(&object).unwrap_or_default());
+        before.into_iter().for_each(changed);
         changed(owner);
     }
 
-    /// After a relist: whatever is kept and was not listed is gone, unless it was written since the list began.
-    fn drop_unlisted(&self, kind: Kind, listed: &HashMap<ObjectKey, String>, changed: &impl Fn(OwnerKey)) {
-        let newest = listed.values().max_by(|a, b| compare_versions(a, b)).cloned();
+    /// After a relist: whatever is kept and was not listed is gone. What was written after the list was made is not in it either: the watch
+    /// that goes on from the list tells of it in a moment, and a look before that costs a few requests; one child too many would cost the
+    /// child, as nothing would tell of its deletion any more.
+    fn drop_unlisted(&self, kind: Kind, listed: &HashSet<ObjectKey>, changed: &impl Fn(OwnerKey)) {
         let gone: Vec<ObjectKey> = self
             .kept
             .read()
-            .iter()
-            .filter(|((k, key), kept)| {
-                *k == kind
-                    && !listed.contains_key(key)
-                    && newest.as_ref().is_none_or(|n| !is_older(n, &kept.resource_version))
-            })
-            .map(|((_, key), _)| key.clone())
+            .keys()
+            .filter(|(k, key)| *k == kind && !listed.contains(key))
+            .map(|(_, key)| key.clone())
             .collect();
         for key in gone {
             let owner = self
@@ -397,6 +399,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_child_that_loses_its_owner_is_told_to_the_owner() {
+        let mut orphan = object("6");
+        orphan.metadata.owner_references = None;
+        let (_, told) = after(vec![Event::Apply(object("5")), Event::Apply(orphan)]).await;
+        let told: Vec<_> = told.iter().map(|o| (o.kind.as_str(), o.key.1.as_str())).collect();
+        assert_eq!(told, [("AIDeployment", "o"), ("AIDeployment", "o"), ("", "m")]);
+    }
+
+    #[tokio::test]
     async fn a_relist_drops_what_is_gone() {
         let mut other = object("7");
         other.metadata.name = Some("other".into());
@@ -409,6 +420,20 @@ mod tests {
         let (children, told) = after(events).await;
         assert_eq!(version(&children), None);
         assert_eq!(told.len(), 3, "applied, listed, gone");
+
+        // Its sibling is the older of the two.
+        let mut sibling = object("3");
+        sibling.metadata.name = Some("sibling".into());
+        let events = vec![
+            Event::Apply(object("5")),
+            Event::Apply(sibling.clone()),
+            Event::Init,
+            Event::InitApply(sibling),
+            Event::InitDone,
+        ];
+        let (children, told) = after(events).await;
+        assert_eq!(version(&children), None, "nothing tells of its deletion any more");
+        assert_eq!(told.len(), 4);
         let (children, _) = after(vec![Event::Apply(object("5")), Event::Delete(object("6"))]).await;
         assert_eq!(version(&children), None);
     }

@@ -10,6 +10,7 @@ pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
 pub mod models;
+pub mod references;
 pub mod serve;
 pub mod status;
 pub mod validate;
@@ -18,24 +19,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_crds::names;
-use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
+use kube::ResourceExt;
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
 use self::models::Maps;
+use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
-use super::apply::{Applied, Intent, Writer, timed};
+use super::apply::{Applied, Intent, Writer};
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
-use super::status::{notices, tell};
+use super::watch::Objects;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
 
@@ -50,6 +48,10 @@ pub struct Room {
     pub children: Arc<Children>,
     /// RuntimeClasses of the cluster.
     pub runtime_classes: Arc<RuntimeClasses>,
+    /// All AIModelMaps.
+    pub maps: Arc<Objects<AIModelMap>>,
+    /// Who refers to which of them.
+    pub references: Arc<References>,
     /// What is remembered between looks.
     pub memories: Memories<AIDeploymentStatus>,
 }
@@ -67,9 +69,10 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         policy: room.context.settings.placement_default,
         images: BTreeMap::new(),
     };
+    let maps = maps(&key, object, room);
     let around = Surroundings {
         defaults: &defaults,
-        maps: &Maps::default(),
+        maps: &maps,
     };
     let (acceptance, outcome) = match validate(object, around) {
         _ if paused => (Acceptance::Paused, Ok(())),
@@ -92,6 +95,16 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
     };
     report(object, &key, &acceptance, room).await?;
     outcome
+}
+
+/// The maps that the spec names. One that is being deleted counts until it is gone: its owner may wait for children that are still in use.
+fn maps(key: &ObjectKey, object: &AIDeployment, room: &Room) -> Maps {
+    let referred = models::referred(&key.0, &object.spec);
+    referred
+        .into_iter()
+        .filter_map(|key| Some((room.maps.get(&key)?, key)))
+        .map(|(map, key)| (key, map))
+        .collect()
 }
 
 fn observe(key: &ObjectKey, room: &Room) -> Observed {
@@ -163,54 +176,17 @@ fn as_value(object: &impl serde::Serialize) -> serde_json::Value {
 async fn report(object: &AIDeployment, key: &ObjectKey, acceptance: &Acceptance, room: &Room) -> Result<(), Error> {
     // What was just applied counts, so it is read again.
     let observed = observe(key, room);
-    let before = last_status(object, key, room);
-    let now = Timestamp::now();
+    let mut before = super::status::last(object, object.status.as_ref(), &room.memories);
+    // An empty message is none.
+    before.err_msg = before.err_msg.filter(|m| !m.is_empty());
     let status = status::status(&View {
         name: &key.1,
         generation: object.metadata.generation,
         acceptance,
         observed: &observed,
         before: &before,
-        // The API keeps whole seconds.
-        now: Timestamp::from_second(now.as_second()).unwrap_or(now),
+        now: super::status::now(),
     });
-    if status == before {
-        return Ok(());
-    }
-    let body = json!({
-        "apiVersion": AIDeployment::api_version(&()),
-        "kind": AIDeployment::kind(&()),
-        // The UID: a namesake made anew must not get the status of the one before.
-        "metadata": {"name": key.1, "uid": object.metadata.uid},
-        "status": status,
-    });
-    let api: Api<AIDeployment> = Api::namespaced(room.context.client.clone(), &key.0);
-    let params = PatchParams::apply(names::managers::AIDEPLOYMENT_STATUS)
-        .force()
-        .validation_strict();
-    let patch = Patch::Apply(&body);
-    let call = api.patch_status(&key.1, &params, &patch);
-    let answer = timed("write status of", ("AIDeployment", &key.0, &key.1), call).await?;
-    room.memories.change(key, |m| {
-        m.status = Some((answer.resource_version().unwrap_or_default(), status.clone()));
-    });
-    let reference: ObjectReference = object.object_ref(&());
-    tell(
-        &room.context.events,
-        &reference,
-        notices(&before.conditions, &status.conditions),
-    );
-    Ok(())
-}
-
-/// The status as it stands: what the watch shows, or what was written since. An empty message is none.
-fn last_status(object: &AIDeployment, key: &ObjectKey, room: &Room) -> AIDeploymentStatus {
-    let written = room.memories.get(key).status;
-    let shown = object.resource_version().unwrap_or_default();
-    let mut status = match written {
-        Some((version, status)) if super::children::is_older(&shown, &version) => status,
-        _ => object.status.clone().unwrap_or_default(),
-    };
-    status.err_msg = status.err_msg.filter(|m| !m.is_empty());
-    status
+    let manager = names::managers::AIDEPLOYMENT_STATUS;
+    super::status::report(&room.context, manager, object, (&before, status), &room.memories).await
 }

@@ -31,6 +31,9 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
             volumes.push(volume.clone());
         }
     }
+    if !serving.image_pull_secrets.is_empty() && spec.image_pull_secrets.as_ref().is_none_or(Vec::is_empty) {
+        spec.image_pull_secrets = Some(serving.image_pull_secrets.clone());
+    }
     spec.automount_service_account_token = Some(false);
     spec.node_selector = Some(model.node_selector.clone());
     if model.uses_gpus {

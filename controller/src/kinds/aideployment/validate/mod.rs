@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{EnvVar, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
-use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
+use super::build::engines::{Asked, ENGINES, ModelField, Serving, template_containers};
 use super::models::{self, Maps};
 use crate::cluster::ObjectKey;
 use crate::kinds::problems::{Findings, Problems};
@@ -146,10 +146,17 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     if !problems.is_empty() {
         return Err(problems);
     }
+    let last = std::mem::take(&mut serving_or_none.env);
     let container = &mut serving_or_none.container;
     container.resources = (resources != Default::default()).then_some(resources);
     container.env = Some(last_of_each(
-        container.env.take().into_iter().flatten().chain(spec.env.clone()),
+        container
+            .env
+            .take()
+            .into_iter()
+            .flatten()
+            .chain(spec.env.clone())
+            .chain(last),
     ));
     container.args.get_or_insert_default().extend(spec.args.clone());
 
@@ -187,7 +194,6 @@ fn engine(
     let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
         let wrong = match name {
             "" => "is empty".to_owned(),
-            _ if NOT_YET.contains(&name) => format!("{name:?} is not served by this version of Berth yet"),
             _ => format!("{name:?} is no engine"),
         };
         findings.problems.push(
@@ -230,16 +236,31 @@ fn engine(
         }
     }
     let models = match reads_models {
-        true => models::resolve(own, spec, around.maps, findings),
+        true => models::resolve(own, spec, engine, around.maps, findings),
         false => Vec::new(),
     };
     let asked = Asked {
         name: &own.1,
         spec,
         models: &models,
+        gpus: whole_gpus(spec),
         defaults: around.defaults,
     };
     (engine.read)(&asked, findings)
+}
+
+/// Whole GPUs of a pod of an engine that takes the template's container `serving`. What is wrong with them is told later.
+fn whole_gpus(spec: &AIDeploymentSpec) -> u32 {
+    let Some(options) = &spec.deployment else { return 0 };
+    if options.accelerator.as_ref().is_some_and(|a| a.mig_profile.is_some()) {
+        return 0;
+    }
+    let mut containers = template_containers(spec).iter();
+    let own = containers.find(|c| c.name == keys::SERVING_CONTAINER);
+    let told_later = &mut Findings::default();
+    let resources = own.and_then(|c| c.resources.clone());
+    let merged = resources::merged(resources, options.resources.as_ref(), told_later);
+    gpu::count(options, &merged, told_later).unwrap_or(0)
 }
 
 /// The name `serving` belongs to one container.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, read, read_with};
+use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, maps, model_map, read, read_with};
 
 /// A vllm spec with `deployment` as given.
 fn with(deployment: &str) -> String {
@@ -19,13 +19,16 @@ fn every_problem_names_its_field() {
     let cuda = |more: &str| with(&format!("{{accelerator: {{interface: CUDA, {more}}}}}"));
     let cases: Vec<(&str, String, &[&str])> = vec![
         ("no engine", "{}".into(), &["spec.engine.name: is empty"]),
-        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves vllm, generic"]),
-        ("engine to come", "{engine: {name: localai}}".into(), &["spec.engine.name: \"localai\" is not served"]),
+        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves localai, vllm, deepspeed-mii, triton, generic"]),
+        ("two models without uri under localai", "{engine: {name: localai}, models: [{uri: a}, {}, {uri: ' '}]}".into(), &["spec.models[1].uri: is empty", "spec.models[2].uri: is empty"]),
+        ("no URL", "{engine: {name: localai}, models: [{uri: 'http://'}, {uri: 'https://x/a b'}]}".into(), &["spec.models[0].uri: \"http://\" is no URL", "spec.models[1].uri: \"https://x/a b\" is no URL"]),
+        ("triton with names", "{engine: {name: triton}, models: [{uri: phi-2}, {uri: 's3://b/m.tar'}, {uri: 'https://x/y/'}, {}]}".into(), &["spec.models[0].uri: \"phi-2\" is no http or https URL", "spec.models[1].uri", "spec.models[2].uri: \"https://x/y/\" does not end in the name of a file", "spec.models[3].uri: is empty"]),
+        ("deepspeed-mii without uri", "{engine: {name: deepspeed-mii}, models: [{uri: ''}]}".into(), &["spec.models[0].uri: is empty"]),
         ("no model", "{engine: {name: vllm}}".into(), &["spec.models: 0 models are given and vllm serves exactly one"]),
         ("two models", "{engine: {name: vllm}, models: [{uri: a}, {uri: b}]}".into(), &["spec.models: 2 models"]),
         ("no uri", "{engine: {name: vllm}, models: [{}]}".into(), &["spec.models[0].uri: is empty"]),
         ("two models without uri", "{engine: {name: vllm}, models: [{}, {uri: ''}]}".into(), &["spec.models: 2", "spec.models[0].uri", "spec.models[1].uri"]),
-        ("a reference", "{engine: {name: vllm}, models: [{modelMapRef: {name: x, variant: z}}]}".into(), &["spec.models[0].modelMapRef: names AIModelMap \"x\""]),
+        ("a reference", "{engine: {name: vllm}, models: [{modelMapRef: {name: x, variant: z}}]}".into(), &["spec.models[0].modelMapRef.name: there is no AIModelMap \"x\""]),
         ("dtype", "{engine: {name: vllm, options: {dtype: 'a b'}}, models: [{uri: m}]}".into(), &["spec.engine.options.dtype: \"a b\""]),
         ("quantization", "{engine: {name: vllm}, models: [{uri: m, quantization: '$(x)'}]}".into(), &["spec.models[0].quantization: \"$(x)\""]),
         ("a flag as value", "{engine: {name: vllm}, models: [{uri: m, dataType: --x}]}".into(), &["spec.models[0].dataType"]),
@@ -69,7 +72,7 @@ fn every_problem_names_its_field() {
 fn reasons_tell_what_kind_of_problem_it_is() {
     let reason = |spec: &str| read(&aideployment("m", spec)).unwrap_err().reason();
     assert_eq!(
-        reason("{engine: {name: triton}, deployment: {replicas: -1}}"),
+        reason("{engine: {name: ollama}, deployment: {replicas: -1}}"),
         Reason::UnsupportedEngine
     );
     assert_eq!(
@@ -77,6 +80,40 @@ fn reasons_tell_what_kind_of_problem_it_is() {
         Reason::ReferenceNotFound
     );
     assert_eq!(reason(&with("{replicas: -1}")), Reason::InvalidSpec);
+}
+
+/// V5: what a map says is read as if it stood here, and what is wrong with it names the map.
+#[test]
+fn a_model_of_a_map_is_checked_like_one_written_here() {
+    let read = |variant: Value| {
+        let spec = "{engine: {name: vllm}, models: [{modelMapRef: {name: phi, variant: original}}]}";
+        let all = maps([model_map("shop", "phi", json!({"vllm": [variant]}))]);
+        read_with(&aideployment("m", spec), &defaults(), &all)
+    };
+    let fine = json!({"variant": "original", "uri": "microsoft/phi-2", "dataType": "float16", "engineConfigFile": "published only"});
+    let model = read(fine).unwrap();
+    assert_eq!(
+        model.serving.container.args.unwrap(),
+        ["--model", "microsoft/phi-2", "--dtype", "float16"]
+    );
+    assert_eq!(
+        model.ignored,
+        Vec::<String>::new(),
+        "a map is for many; it tells of its own fields"
+    );
+    for (variant, want) in [
+        (
+            json!({"variant": "original"}),
+            "spec.models[0].uri (from AIModelMap shop/phi variant original): is empty",
+        ),
+        (
+            json!({"variant": "original", "uri": "u", "quantization": "a b"}),
+            "spec.models[0].quantization (from AIModelMap shop/phi variant original): \"a b\"",
+        ),
+    ] {
+        let told = read(variant).unwrap_err().to_string();
+        assert!(told.starts_with(want), "{told}");
+    }
 }
 
 #[test]
@@ -316,14 +353,22 @@ fn spec() -> impl Strategy<Value = Value> {
                 "startupProbe": startup, "livenessProbe": liveness, "placement": placement})
         });
     let engine = (
-        prop_oneof![Just("vllm".to_owned()), Just("generic".to_owned()), text()],
+        prop_oneof![
+            prop::sample::select(ENGINES.iter().map(|e| e.name.to_owned()).collect::<Vec<_>>()),
+            text()
+        ],
         map(),
     )
         .prop_map(|(name, options)| json!({"name": name, "options": options}));
     let endpoint =
         (text(), prop::option::of(number())).prop_map(|(domain, port)| json!({"domain": domain, "port": port}));
-    let model = (prop::option::of(text()), prop::option::of(text()))
-        .prop_map(|(uri, quantization)| json!({"uri": uri, "quantization": quantization}));
+    let reference = prop::option::of((text(), text(), prop::option::of(text())));
+    let model =
+        (prop::option::of(text()), prop::option::of(text()), reference).prop_map(|(uri, quantization, reference)| {
+            let reference = reference
+                .map(|(name, variant, namespace)| json!({"name": name, "variant": variant, "namespace": namespace}));
+            json!({"uri": uri, "quantization": quantization, "modelMapRef": reference})
+        });
     (
         prop::option::of(engine),
         prop::option::of(deployment),
@@ -364,7 +409,8 @@ proptest! {
         use crate::kinds::subset::differences;
 
         let object = from_json(&name, spec);
-        match read(&object) {
+        let all = maps([model_map("shop", "m", json!({"vllm": [{"variant": "m", "uri": "u"}]}))]);
+        match read_with(&object, &defaults(), &all) {
             Err(problems) => prop_assert!(!problems.is_empty()),
             Ok(model) => {
                 let children = build(&model, &Observed::default());
