@@ -27,8 +27,11 @@ mod problems;
 mod runtime_classes;
 mod status;
 mod subset;
+mod unreadable;
 mod wakes;
 mod watch;
+
+pub use children::is_older;
 
 use std::sync::Arc;
 

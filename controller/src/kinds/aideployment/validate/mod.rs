@@ -6,8 +6,10 @@ mod cache;
 mod engine;
 mod gateway;
 mod gpu;
+mod metadata;
 mod names;
 mod probes;
+mod quantities;
 mod resources;
 mod startup;
 
@@ -126,6 +128,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
     }
+    metadata::check(spec, &mut findings);
     let replicas = options.replicas.unwrap_or(1);
     if replicas < 0 {
         findings.invalid(
@@ -156,6 +159,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     if let (Some(cache), Some(engine), true) = (&spec.cache, &spec.engine, serving.is_some()) {
         cache::mount(cache, &engine.name, &mut serving_or_none, &mut base, &mut findings);
     }
+    quantities::check(&spec.env, &base, &mut findings);
     let gateways = gateway::parents(spec, &mut findings);
     let node_selector = overlaid(base.node_selector.clone(), &options.node_selector);
     let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube_quantity::ParsedQuantity;
 
 use super::gpu::Gpus;
+use super::quantities::is_quantity;
 use crate::kinds::problems::Findings;
 
 type Amounts = BTreeMap<String, Quantity>;
@@ -77,7 +78,7 @@ pub fn claims(resources: &ResourceRequirements, base: &PodSpec, findings: &mut F
 pub fn amount(quantity: &Quantity) -> Option<f64> {
     // Longer ones are no honest quantity, and the grammar is ASCII.
     let text = quantity.0.trim();
-    if text.is_empty() || text.len() > 64 || !text.is_ascii() {
+    if text.is_empty() || text.len() > 64 || !is_quantity(text) {
         return None;
     }
     let value = ParsedQuantity::try_from(text).ok()?.to_bytes_f64()?;
