@@ -15,7 +15,6 @@ mod startup;
 
 use std::collections::BTreeMap;
 
-use berth_crds::conditions::Reason;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
     AIDeploymentSpec, DeploymentOptions, IngressOptions, ParentReference, PlacementPolicy, ServiceOptions,
