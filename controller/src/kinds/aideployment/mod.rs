@@ -204,6 +204,7 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
         wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
     }
+    let mut contested = None;
     for (kind, object, seen) in &wanted {
         let (kind, Some(object)) = (*kind, object) else {
             continue;
@@ -217,9 +218,12 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         {
             hand_over_replicas(&writer, &intent, seen).await?;
         }
-        match writer.apply(&intent, seen.as_ref(), &settled).await? {
-            Applied::Kept => {}
-            Applied::Written { child, settled } => {
+        match writer.apply(&intent, seen.as_ref(), &settled).await {
+            // The others are looked at all the same: each is left alone from its own last write of the original's on.
+            Err(other @ Error::AnotherOperator { .. }) => drop(contested.get_or_insert(other)),
+            Err(other) => return Err(other),
+            Ok(Applied::Kept) => {}
+            Ok(Applied::Written { child, settled }) => {
                 tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
                 let child_key = (intent.namespace.clone(), intent.name.clone());
                 room.seen.children.observe(kind, &child_key, &child);
@@ -228,6 +232,9 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
                 });
             }
         }
+    }
+    if let Some(other) = contested {
+        return Err(other);
     }
     // What is no longer wanted goes last, when nothing points at it any more.
     for (kind, object, seen) in &wanted {
