@@ -108,7 +108,7 @@ pub async fn run(context: Context) {
         maps,
         references,
     };
-    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at);
+    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at.clone());
     tokio::join!(
         watch_children,
         watch_classes,

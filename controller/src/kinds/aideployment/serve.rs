@@ -52,11 +52,12 @@ impl watch::Room for Room {
     }
 
     async fn ready(&self) {
-        self.seen.children.wait_synced().await;
+        let seen = &self.seen;
+        seen.children.wait_synced().await;
+        seen.maps.wait_synced().await;
         // Without them a Deployment that is driven by another is taken back for a moment.
-        let _ = tokio::time::timeout(AUTOSCALERS_WAIT, self.seen.autoscalers.wait_synced()).await;
-        self.seen.maps.wait_synced().await;
-        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, self.seen.runtime_classes.wait_synced()).await;
+        let _ = tokio::time::timeout(AUTOSCALERS_WAIT, seen.autoscalers.wait_synced()).await;
+        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, seen.runtime_classes.wait_synced()).await;
         while !self.context.cluster.read().pods_synced {
             tokio::time::sleep(PODS_WAIT).await;
         }

@@ -12,8 +12,8 @@ mod startup;
 
 use std::collections::BTreeMap;
 
+use berth_core::placement::resources::is_mig;
 use berth_crds::conditions::Reason;
-use berth_crds::names as crds;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
     AIDeploymentSpec, DeploymentOptions, IngressOptions, ParentReference, PlacementPolicy, ServiceOptions,
@@ -25,7 +25,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
 use super::build::engines::{Asked, ENGINES, ModelField, Serving, template_containers};
-use super::models::{self, Maps};
+use super::models::{self, Maps, ResolvedModel};
 pub use crate::args::Image;
 use crate::args::Settings;
 use crate::cluster::ObjectKey;
@@ -47,6 +47,8 @@ pub struct Validated {
     pub replicas: i32,
     /// The engine, its container complete with arguments, environment, probes and resources.
     pub serving: Serving,
+    /// The models with what their maps add.
+    pub models: Vec<ResolvedModel>,
     /// The template's pod spec, to build on.
     pub base: PodSpec,
     /// Labels of the pods: template's, then those of the options.
@@ -123,7 +125,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
 
     let namespace = object.metadata.namespace.clone().unwrap_or_default();
     let own = (namespace, name.clone());
-    let serving = engine(&own, spec, around, &mut findings);
+    let (models, serving) = engine(&own, spec, around, &mut findings).unwrap_or_default();
     other_serving_containers(spec, serving.as_ref(), &mut findings);
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
@@ -195,6 +197,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
         name,
         replicas,
         serving: serving_or_none,
+        models,
         base,
         pod_labels: overlaid(template_metadata.labels, &options.labels),
         pod_annotations: overlaid(template_metadata.annotations, &options.annotations),
@@ -214,12 +217,13 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     })
 }
 
+/// The models and what the engine makes of them; nothing without an engine.
 fn engine(
     own: &ObjectKey,
     spec: &AIDeploymentSpec,
     around: Surroundings<'_>,
     findings: &mut Findings,
-) -> Option<Serving> {
+) -> Option<(Vec<ResolvedModel>, Option<Serving>)> {
     let served = || ENGINES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
     let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
     let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
@@ -277,7 +281,8 @@ fn engine(
         gpus: whole_gpus(spec),
         defaults: around.defaults,
     };
-    (engine.read)(&asked, findings)
+    let serving = (engine.read)(&asked, findings);
+    Some((models, serving))
 }
 
 /// Whole GPUs of a pod of an engine that takes the template's container `serving`. What is wrong with them is told later.
@@ -291,10 +296,9 @@ fn whole_gpus(spec: &AIDeploymentSpec) -> u32 {
     let told_later = &mut Findings::default();
     let resources = own.and_then(|c| c.resources.clone());
     let merged = resources::merged(resources, options.resources.as_ref(), told_later);
-    let gpus = gpu::count(options, &merged, told_later);
-    // Slices are not whole GPUs.
-    let whole = [crds::NVIDIA_GPU, crds::AMD_GPU];
-    whole.iter().filter_map(|name| gpus.get(*name)).sum()
+    let counted = gpu::count(options, &merged, told_later);
+    let whole = counted.iter().filter(|(name, _)| !is_mig(name));
+    whole.map(|(_, count)| *count).sum()
 }
 
 /// The name `serving` belongs to one container.

@@ -414,6 +414,11 @@ fn spec() -> BoxedStrategy<Value> {
         .prop_map(|(name, options)| json!({"name": name, "options": options}));
     let endpoint =
         (text(), prop::option::of(number())).prop_map(|(domain, port)| json!({"domain": domain, "port": port}));
+    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
+        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
+    });
+    let gateway = prop::collection::vec(text(), 0..2)
+        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     let reference = prop::option::of((text(), text(), prop::option::of(text())));
     let model =
         (prop::option::of(text()), prop::option::of(text()), reference).prop_map(|(uri, quantization, reference)| {
@@ -421,11 +426,6 @@ fn spec() -> BoxedStrategy<Value> {
                 .map(|(name, variant, namespace)| json!({"name": name, "variant": variant, "namespace": namespace}));
             json!({"uri": uri, "quantization": quantization, "modelMapRef": reference})
         });
-    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
-        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
-    });
-    let gateway = prop::collection::vec(text(), 0..2)
-        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     (
         (prop::option::of(cache), prop::option::of(gateway)),
         prop::option::of(engine),
