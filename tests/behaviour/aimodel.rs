@@ -551,6 +551,8 @@ fn keda(f: &Fixture, ns: &str, (kind, plural): (&str, &str)) -> Api<DynamicObjec
 
 async fn scaled(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("scaled").await?;
+    let elsewhere = f.namespace("first").await?;
+    with_keda(&f, &elsewhere).await?;
     f.kubectl(&["apply", "-n", &ns, "--validate=strict", "-f", &f.repo(SAMPLES)])
         .await?;
     let objects = keda(&f, &ns, KEDA_KINDS[0]);
@@ -571,7 +573,7 @@ async fn scaled(f: Fixture) -> anyhow::Result<()> {
         })
         .await
     };
-    trigger(DISCOVERY, "2", "TinyLlama-1.1B").await?;
+    trigger(SOON, "2", "TinyLlama-1.1B").await?;
     let made: BTreeSet<String> = objects
         .list(&ListParams::default())
         .await?
@@ -681,6 +683,8 @@ async fn scaled(f: Fixture) -> anyhow::Result<()> {
 
 async fn left_behind(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("left").await?;
+    let elsewhere = f.namespace("first").await?;
+    with_keda(&f, &elsewhere).await?;
     // Paused, so that the original is alone with it.
     let mut object = model("old", json!({"msgBacklogThreshold": 4, "replicas": 2}));
     object["metadata"]["annotations"] = json!({names::PAUSED: ""});
@@ -719,6 +723,8 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
     models(&f, &ns).patch("old", &PatchParams::default(), &go).await?;
     expect_condition(&f, &ns, "old", "Accepted", ("True", "Valid"), SOON).await?;
     expect_rolled(&f, &ns, "old", 1).await?;
+    let message = expect_state(&f, &ns, "old", "Failed").await?;
+    ensure!(message == "GeneralError: of the original's time", "{message}");
     let taken = deployments(&f, &ns).get("old-deployment").await?;
     ensure!(taken.metadata.uid == made.metadata.uid && taken.labels().contains_key(names::MANAGED_BY));
     let (before, after) = (made.spec.context("spec")?, taken.spec.context("spec")?);
@@ -728,7 +734,7 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
     );
 
     // An edit brings all of it in step, in one rollout, and leaves the number to whoever scales.
-    edit(&f, &ns, "old", json!({"image": "worker:1"})).await?;
+    edit(&f, &ns, "old", json!({"image": "worker:2"})).await?;
     expect_rolled(&f, &ns, "old", 2).await?;
     let spec = deployments(&f, &ns).get("old-deployment").await?.spec.context("spec")?;
     let annotations = spec.template.metadata.and_then(|m| m.annotations).unwrap_or_default();
