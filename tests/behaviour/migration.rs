@@ -433,8 +433,13 @@ async fn kubectl_crds(f: Fixture) -> anyhow::Result<()> {
         .create(&PostParams::default(), &object)
         .await?;
     follow(&f, "crds").await?;
-    let columns = f.kubectl(&["get", "aid", "-n", &o.ns]).await?;
-    ensure!(columns.contains("ENGINE") || columns.contains("READY"), "{columns}");
+    // Names of a changed CRD are told a moment after it.
+    eventually("the columns of Berth", SOON, async || {
+        let columns = f.kubectl(&["get", "aid", "-n", &o.ns]).await?;
+        ensure!(columns.contains("ENGINE"), "{columns}");
+        Ok(())
+    })
+    .await?;
     f.helm(&["uninstall", "berth-crds", "-n", "berth-system"]).await?;
     let kept = o.api("premlabs.io", "AIDeployment").get("kept").await?;
     ensure!(kept.uid() == made.uid() && kept.data["spec"] == made.data["spec"]);

@@ -33,9 +33,12 @@ mod problems;
 mod runtime_classes;
 mod status;
 mod subset;
+mod unreadable;
 mod wakes;
 mod watch;
 mod workload;
+
+pub use children::is_older;
 
 use std::sync::Arc;
 

@@ -3,19 +3,24 @@
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
 use sha2::{Digest, Sha256};
 
-use super::models::ResolvedModel;
+use super::build::engines::ENGINES;
+use super::models::{self, Maps, ResolvedModel};
+use crate::cluster::ObjectKey;
+use crate::kinds::problems::Findings;
 
-/// Hash of what AIModelMaps give to the models; empty where none is named. It is kept in the cluster, so it is made of values only, and
-/// must stay as it is.
-pub fn map_inputs(spec: &AIDeploymentSpec, models: &[ResolvedModel]) -> String {
-    let of_maps = models.iter().filter(|m| {
-        spec.models
-            .get(m.index)
-            .is_some_and(|given| given.model_map_ref.is_some())
-    });
+/// Hash of what AIModelMaps give to the models; empty where none is named.
+pub fn map_inputs(own: &ObjectKey, spec: &AIDeploymentSpec, maps: &Maps) -> String {
+    let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
+    let engine = ENGINES.iter().find(|e| e.name == name);
+    let models = engine.map(|engine| models::resolve(own, spec, engine, maps, &mut Findings::default()));
+    hash(&models.unwrap_or_default())
+}
+
+/// It is kept in the cluster, so it is made of values only, and must stay as it is.
+fn hash(models: &[ResolvedModel]) -> String {
     let mut hash = Sha256::new();
     let mut is_any = false;
-    for model in of_maps {
+    for model in models.iter().filter(|m| m.from_map.is_some()) {
         is_any = true;
         let fields = [
             &model.uri,
@@ -39,13 +44,18 @@ pub fn map_inputs(spec: &AIDeploymentSpec, models: &[ResolvedModel]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::models::FromMap;
     use super::*;
 
-    fn hash(reference: bool, model: &ResolvedModel) -> String {
-        let reference = if reference { "{name: a, variant: b}" } else { "null" };
-        let spec = format!("{{engine: {{name: vllm}}, models: [{{modelMapRef: {reference}}}]}}");
-        let spec: AIDeploymentSpec = serde_saphyr::from_str(&spec).unwrap();
-        map_inputs(&spec, std::slice::from_ref(model))
+    fn of(from_map: bool, model: &ResolvedModel) -> String {
+        let from_map = from_map.then(|| FromMap {
+            map: ("ns".into(), "m".into()),
+            overridden: vec![],
+        });
+        hash(&[ResolvedModel {
+            from_map,
+            ..model.clone()
+        }])
     }
 
     #[test]
@@ -54,9 +64,9 @@ mod tests {
             uri: Some("a".into()),
             ..ResolvedModel::default()
         };
-        assert_eq!(hash(false, &model), "");
+        assert_eq!(of(false, &model), "");
         // It stands in clusters: another hash for the same would restart what was adopted.
-        assert_eq!(hash(true, &model), "3e9868e5914f7a22");
+        assert_eq!(of(true, &model), "3e9868e5914f7a22");
         for other in [
             ResolvedModel {
                 uri: Some("b".into()),
@@ -72,12 +82,12 @@ mod tests {
                 ..model.clone()
             },
         ] {
-            assert_ne!(hash(true, &other), hash(true, &model));
+            assert_ne!(of(true, &other), of(true, &model));
         }
         let elsewhere = ResolvedModel {
             hostname: "n".into(),
             ..model.clone()
         };
-        assert_eq!(hash(true, &elsewhere), hash(true, &model), "names are the spec's");
+        assert_eq!(of(true, &elsewhere), of(true, &model), "names are the spec's");
     }
 }

@@ -88,7 +88,7 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let inputs = inputs::map_inputs(&object.spec, &model.models);
+            let inputs = inputs::map_inputs(&key, &object.spec, &maps);
             let terms = Terms {
                 inputs: &inputs,
                 replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),

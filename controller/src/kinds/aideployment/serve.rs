@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
 use futures::stream;
 
@@ -13,6 +14,7 @@ use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
+use crate::kinds::unreadable;
 use crate::kinds::watch::{self, News, batches};
 
 /// Longest wait for HorizontalPodAutoscalers before the first look.
@@ -65,6 +67,18 @@ impl watch::Room for Room {
 
     fn news(&self, news: News<'_, AIDeployment>) {
         self.seen.references.news(&news);
+    }
+
+    async fn unreadable(&self, key: &ObjectKey) -> Result<(), Error> {
+        let kind = unreadable::Kind {
+            name: "AIDeployment",
+            manager: names::managers::AIDEPLOYMENT_STATUS,
+            own_fields: |status, message| {
+                status.insert("status".into(), "Failed".into());
+                status.insert("errMsg".into(), message.into());
+            },
+        };
+        unreadable::report::<AIDeployment>(&self.context, kind, key).await
     }
 
     async fn look(&self, object: &AIDeployment) -> Result<(), Error> {
