@@ -1,3 +1,4 @@
+use berth_crds::conditions::Reason;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
