@@ -727,7 +727,9 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
         "metadata": {"name": "old-scaledobject", "ownerReferences": owner}, "spec": {"triggers": []}});
     let objects = keda(&f, &ns, KEDA_KINDS[0]);
     objects.create(&by_original, &serde_json::from_value(scaled)?).await?;
-    let state = json!({"status": {"state": "Failed", "message": "GeneralError: of the original's time"}});
+    // It writes its status whole, and so without conditions.
+    let state =
+        json!({"status": {"state": "Failed", "message": "GeneralError: of the original's time", "conditions": null}});
     models(&f, &ns)
         .patch_status("old", &PatchParams::default(), &Patch::Merge(state))
         .await?;
