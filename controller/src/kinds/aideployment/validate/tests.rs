@@ -3,6 +3,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use berth_crds::conditions::Reason;
+
 use crate::kinds::aideployment::build::engines::ENGINES;
 use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, maps, model_map, read, read_with};
 
