@@ -1,4 +1,3 @@
-use berth_crds::conditions::Reason;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
