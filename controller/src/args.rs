@@ -88,6 +88,58 @@ pub struct Settings {
     /// Namespaces whose AutoNodeLabelers count; none given: all. Repeatable.
     #[arg(long = "labeler-namespace", global = true)]
     pub labeler_namespaces: Vec<String>,
+    /// Where AIModels get their requests from.
+    #[command(flatten)]
+    pub pulsar: Pulsar,
+}
+
+/// Pulsar, for AIModels. The variables are those of the original operator; one that is set to nothing counts as set.
+#[derive(Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct Pulsar {
+    /// Admin API of Pulsar, which KEDA asks for the backlog. Empty: AIModels are not scaled.
+    #[arg(
+        long = "pulsar-admin-url",
+        env = "PULSAR_ADMIN_URL",
+        default_value = "",
+        global = true
+    )]
+    pub admin_url: String,
+    /// Pulsar, as the workers reach it.
+    #[arg(
+        long = "pulsar-url",
+        env = "PULSAR_URL",
+        default_value = "pulsar://localhost:6650",
+        global = true
+    )]
+    pub url: String,
+    /// Token for Pulsar. Empty: none is needed.
+    #[arg(
+        long = "pulsar-token",
+        env = "PULSAR_TOKEN",
+        default_value = "",
+        hide_env_values = true,
+        global = true
+    )]
+    pub token: String,
+    /// Topic that the workers answer to.
+    #[arg(
+        long = "res-topic-name",
+        env = "RES_TOPIC_NAME",
+        default_value = "res-topic",
+        global = true
+    )]
+    pub res_topic_name: String,
+}
+
+impl std::fmt::Debug for Pulsar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pulsar")
+            .field("admin_url", &self.admin_url)
+            .field("url", &self.url)
+            .field("token", &if self.token.is_empty() { "" } else { "(set)" })
+            .field("res_topic_name", &self.res_topic_name)
+            .finish()
+    }
 }
 
 /// An engine's image, in parts as an AIDeployment's options give it.
@@ -168,6 +220,13 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        let args = Args::parse_from(["berth-controller", "run", "--pulsar-token=hush"]);
+        assert_eq!(args.settings.pulsar.token, "hush");
+        assert!(!format!("{:?}", args.settings).contains("hush"));
     }
 
     #[test]

@@ -12,6 +12,9 @@ const WAITING: usize = 1024;
 /// Longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1024;
 
+/// Who reports, in every Event of ours.
+pub const REPORTER: &str = "berth-controller";
+
 /// Hands Events to the writer.
 #[derive(Clone)]
 pub struct Events(mpsc::Sender<(Event, ObjectReference)>);
@@ -21,7 +24,7 @@ impl Events {
     pub fn start(client: Client, pod_name: &str) -> Self {
         let (sender, mut waiting) = mpsc::channel::<(Event, ObjectReference)>(WAITING);
         let reporter = Reporter {
-            controller: "berth-controller".into(),
+            controller: REPORTER.into(),
             instance: Some(pod_name.to_owned()).filter(|n| !n.is_empty()),
         };
         let recorder = Recorder::new(client, reporter);

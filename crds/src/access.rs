@@ -48,6 +48,9 @@ const fn row(
 }
 
 const PREMLABS: &str = "premlabs.io";
+const YOUXAM: &str = "model.youxam.com";
+const RBAC: &str = "rbac.authorization.k8s.io";
+const KEDA: &str = "keda.sh";
 /// Children go with their owner; only one that is no longer wanted has to be deleted. Applying a new object asks for both of the last.
 const CHILD: &[&str] = &["list", "watch", "get", "create", "patch"];
 
@@ -72,7 +75,7 @@ pub const ACCESS: &[Access] = &[
         "apps",
         "deployments",
         CHILD,
-        "Children of AIDeployments; on uninstall, gates leave the templates and the controller is stopped.",
+        "Children of AIDeployments and AIModels; on uninstall, gates leave the templates and the controller is stopped.",
     ),
     row(
         Scope::OwnObject("berth-controller"),
@@ -189,6 +192,76 @@ pub const ACCESS: &[Access] = &[
         &["patch"],
         "Report on it.",
     ),
+    row(
+        Scope::Cluster,
+        YOUXAM,
+        "aimodels",
+        &["list", "watch", "get"],
+        "Serve the kind; when an error is found that was reported while nobody listened: whether the spec was changed since.",
+    ),
+    row(Scope::Cluster, YOUXAM, "aimodels/status", &["patch"], "Report on it."),
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            YOUXAM,
+            "aimodels/finalizers",
+            &["update"],
+            "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
+        )
+    },
+    row(
+        Scope::Cluster,
+        "",
+        "serviceaccounts",
+        CHILD,
+        "Children of AIModels: who the workers are.",
+    ),
+    row(
+        Scope::Cluster,
+        RBAC,
+        "roles",
+        CHILD,
+        "Children of AIModels: what lets workers report errors as Events. Nothing else can be granted: the right to escalate is not held.",
+    ),
+    row(
+        Scope::Cluster,
+        RBAC,
+        "rolebindings",
+        CHILD,
+        "Children of AIModels: that for their ServiceAccount.",
+    ),
+    // Whoever makes a Role must hold what it grants: that is what create, patch and update are for, and what keeps this from being more.
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            "",
+            "events",
+            &["list", "watch", "create", "patch", "update"],
+            "Hear the errors that AIModel workers report. The writing verbs are those of the workers' Role, which may be granted by their holder only.",
+        )
+    },
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            KEDA,
+            "scaledobjects",
+            &["list", "watch", "get", "create", "patch", "delete"],
+            "Children of AIModels that are scaled by their backlog, where KEDA is installed.",
+        )
+    },
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            KEDA,
+            "triggerauthentications",
+            &["list", "watch", "get", "create", "patch", "delete"],
+            "How KEDA reads a backlog that needs a token.",
+        )
+    },
     row(
         Scope::Cluster,
         "events.k8s.io",

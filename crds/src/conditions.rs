@@ -18,6 +18,8 @@ pub enum Type {
     OnGpu,
     /// Replicas follow a metric.
     ScalingActive,
+    /// AIModel: no worker has reported an error since the spec was changed last.
+    WorkersHealthy,
 }
 
 impl Type {
@@ -30,6 +32,7 @@ impl Type {
             Self::Applied => "Applied",
             Self::OnGpu => "OnGPU",
             Self::ScalingActive => "ScalingActive",
+            Self::WorkersHealthy => "WorkersHealthy",
         }
     }
 }
@@ -134,6 +137,18 @@ reasons! {
     RuntimeClassMissing,
     /// Running, but its readiness or startup probe has not passed.
     NotReady,
+    // ScalingActive
+    /// Whoever scales says that it can.
+    ScalerReady,
+    /// Whoever scales says that it cannot; the message is its answer.
+    ScalerNotReady,
+    /// The installation lacks a setting that scaling needs; the message says which.
+    NotConfigured,
+    // WorkersHealthy (AIModel)
+    /// No worker has reported an error since the spec was changed last.
+    NoErrorReported,
+    /// A worker reported an error; the message is its own.
+    ErrorReported,
     // Applied (AutoNodeLabeler)
     /// The labels are on every matching node.
     LabelsApplied,

@@ -4,6 +4,7 @@
 //! - [`names`]: labels, annotations, the gate, field managers, protected domains
 //! - [`conditions`]: condition types, the closed list of reasons, and how a condition list changes
 //! - [`premlabs`]: the group `premlabs.io/v1alpha1`
+//! - [`youxam`]: the group `model.youxam.com/v1alpha1`
 //! - [`schema`]: what is done to a generated CRD before it is written as YAML
 
 pub mod access;
@@ -11,3 +12,4 @@ pub mod conditions;
 pub mod names;
 pub mod premlabs;
 pub mod schema;
+pub mod youxam;

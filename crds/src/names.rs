@@ -72,6 +72,10 @@ pub mod managers {
     pub const AIMODELMAP: &str = "berth/aimodelmap";
     /// Status of AIModelMaps.
     pub const AIMODELMAP_STATUS: &str = "berth/aimodelmap-status";
+    /// Children of AIModels.
+    pub const AIMODEL: &str = "berth/aimodel";
+    /// Status of AIModels.
+    pub const AIMODEL_STATUS: &str = "berth/aimodel-status";
     /// Status of AutoNodeLabelers.
     pub const AUTONODELABELER_STATUS: &str = "berth/autonodelabeler-status";
 

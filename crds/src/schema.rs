@@ -7,7 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
-use crate::premlabs;
+use crate::{premlabs, youxam};
 
 /// Largest CRD that plain `kubectl apply` can keep in its last-applied annotation, in bytes.
 pub const MAX_CRD_BYTES: usize = 256 * 1024;
@@ -18,6 +18,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         finish(premlabs::AIDeployment::crd()),
         finish(premlabs::AIModelMap::crd()),
         finish(premlabs::AutoNodeLabeler::crd()),
+        finish(youxam::AIModel::crd()),
     ]
 }
 

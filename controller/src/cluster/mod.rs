@@ -25,7 +25,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 pub use node::Node;
 #[cfg(test)]
 pub use pod::Scheduling;
-pub use pod::{Container, Pod, PodKey};
+pub use pod::{Container, Pod, PodKey, Served, class_list, compute_capability};
 pub use queue::Queue;
 pub use watch::run as watch;
 
@@ -63,8 +63,8 @@ pub struct Picture {
     pub nodes: BTreeMap<String, Node>,
     /// Pods by UID, all that are not finished.
     pub pods: HashMap<PodKey, Pod>,
-    /// UIDs of the pods that name an AIDeployment, by its key.
-    pub pods_of: HashMap<ObjectKey, BTreeSet<PodKey>>,
+    /// UIDs of the pods that name an object of ours, by its kind and key.
+    pub pods_of: HashMap<(Served, ObjectKey), BTreeSet<PodKey>>,
     /// Agents by node name. Kept while the node exists, connected or not.
     pub agents: HashMap<String, Agent>,
     /// What placement last concluded for each waiting or placed pod.
@@ -80,7 +80,7 @@ pub struct Picture {
 impl Picture {
     /// What a pod held is free: that its siblings fit nowhere was concluded before, and is open again until placement has looked.
     fn undecide(&mut self, gone: &Pod) {
-        let (Some(owner), true) = (gone.aideployment(), gone.node.is_some()) else {
+        let (Some(owner), true) = (gone.served(), gone.node.is_some()) else {
             return;
         };
         for sibling in self.pods_of.get(&owner).into_iter().flatten() {
@@ -90,7 +90,7 @@ impl Picture {
         }
     }
 
-    fn unlist(&mut self, owner: Option<&ObjectKey>, uid: &PodKey) {
+    fn unlist(&mut self, owner: Option<&(Served, ObjectKey)>, uid: &PodKey) {
         if let Some(owner) = owner
             && let Some(listed) = self.pods_of.get_mut(owner)
         {
@@ -114,6 +114,8 @@ pub struct Cluster {
     pub placement: Queue<()>,
     /// AIDeployments whose pods changed, were placed or could not be.
     pub aideployments: Queue<ObjectKey>,
+    /// The same of AIModels.
+    pub aimodels: Queue<ObjectKey>,
     /// UIDs of pods that are gone: their agent sessions end.
     pub gone_pods: Queue<PodKey>,
 }
@@ -191,17 +193,24 @@ impl Cluster {
         self.placement.push(());
     }
 
+    fn look_at(&self, (kind, key): (Served, ObjectKey)) {
+        match kind {
+            Served::AIDeployment => self.aideployments.push(key),
+            Served::AIModel => self.aimodels.push(key),
+        }
+    }
+
     /// A pod was added or changed; a finished pod no longer holds anything.
     pub fn apply_pod(&self, pod: Pod) {
         if pod.finished {
             self.delete_pod(&pod.uid);
             return;
         }
-        let (uid, owner) = (pod.uid.clone(), pod.aideployment());
+        let (uid, owner) = (pod.uid.clone(), pod.served());
         let before = {
             let mut picture = self.picture.write();
             let before = picture.pods.insert(uid.clone(), pod.clone());
-            let owner_before = before.as_ref().and_then(Pod::aideployment);
+            let owner_before = before.as_ref().and_then(Pod::served);
             if owner_before != owner {
                 picture.unlist(owner_before.as_ref(), &uid);
             }
@@ -214,7 +223,7 @@ impl Cluster {
             self.placement.push(());
         }
         if let Some(owner) = owner {
-            self.aideployments.push(owner);
+            self.look_at(owner);
         }
     }
 
@@ -223,13 +232,13 @@ impl Cluster {
         let mut picture = self.picture.write();
         picture.outcomes.remove(uid);
         let Some(pod) = picture.pods.remove(uid) else { return };
-        picture.unlist(pod.aideployment().as_ref(), uid);
+        picture.unlist(pod.served().as_ref(), uid);
         picture.undecide(&pod);
         drop(picture);
         self.gone_pods.push(uid.clone());
         self.placement.push(());
-        if let Some(owner) = pod.aideployment() {
-            self.aideployments.push(owner);
+        if let Some(owner) = pod.served() {
+            self.look_at(owner);
         }
     }
 
@@ -297,7 +306,7 @@ impl Cluster {
     /// Placement's conclusion on a pod.
     pub fn set_outcome(&self, pod: &PodKey, outcome: Outcome) {
         let mut picture = self.picture.write();
-        let Some(owner) = picture.pods.get(pod).map(Pod::aideployment) else {
+        let Some(owner) = picture.pods.get(pod).map(Pod::served) else {
             return;
         };
         let changed = picture
@@ -306,7 +315,7 @@ impl Cluster {
             .is_none_or(|before| before != outcome);
         drop(picture);
         if let (true, Some(owner)) = (changed, owner) {
-            self.aideployments.push(owner);
+            self.look_at(owner);
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_core::placement::Resources;
 use berth_core::placement::ask::{Ask, Operator, Requirement, Term, Toleration};
 use berth_crds::names;
-use berth_crds::premlabs::keys;
+use berth_crds::{premlabs, youxam};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -16,6 +16,28 @@ use super::ObjectKey;
 
 /// A pod's UID.
 pub type PodKey = String;
+
+/// Kinds whose objects hear of their pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Served {
+    /// premlabs.io
+    AIDeployment,
+    /// model.youxam.com
+    AIModel,
+}
+
+impl Served {
+    /// All of them.
+    const ALL: &'static [Served] = &[Self::AIDeployment, Self::AIModel];
+
+    /// The pod label that names the object.
+    fn label(self) -> &'static str {
+        match self {
+            Self::AIDeployment => premlabs::keys::AI_DEPLOYMENT,
+            Self::AIModel => youxam::keys::SELECTOR,
+        }
+    }
+}
 
 /// A Pod, slim.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -161,11 +183,12 @@ impl Pod {
         }
     }
 
-    /// The AIDeployment that the pod's label names.
-    pub fn aideployment(&self) -> Option<ObjectKey> {
-        self.labels
-            .get(keys::AI_DEPLOYMENT)
-            .map(|name| (self.namespace.clone(), name.clone()))
+    /// The object that the pod's label names.
+    pub fn served(&self) -> Option<(Served, ObjectKey)> {
+        Served::ALL.iter().find_map(|kind| {
+            let name = self.labels.get(kind.label())?;
+            Some((*kind, (self.namespace.clone(), name.clone())))
+        })
     }
 
     /// Waits for Berth and for nobody else.

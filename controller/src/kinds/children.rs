@@ -38,15 +38,33 @@ pub enum Kind {
     Ingress,
     /// v1
     ConfigMap,
+    /// v1
+    ServiceAccount,
+    /// rbac.authorization.k8s.io/v1
+    Role,
+    /// rbac.authorization.k8s.io/v1
+    RoleBinding,
     /// gateway.networking.k8s.io/v1; not installed in every cluster.
     HttpRoute,
+    /// keda.sh/v1alpha1; not installed in every cluster.
+    ScaledObject,
+    /// keda.sh/v1alpha1; not installed in every cluster.
+    TriggerAuthentication,
 }
 
 impl Kind {
     /// Those that every cluster has.
-    pub const ALWAYS: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
+    pub const ALWAYS: &'static [Kind] = &[
+        Self::Deployment,
+        Self::Service,
+        Self::Ingress,
+        Self::ConfigMap,
+        Self::ServiceAccount,
+        Self::Role,
+        Self::RoleBinding,
+    ];
     /// Those whose API may be installed later, or never.
-    pub const OPTIONAL: &'static [Kind] = &[Self::HttpRoute];
+    pub const OPTIONAL: &'static [Kind] = &[Self::HttpRoute, Self::ScaledObject, Self::TriggerAuthentication];
 
     /// As in manifests.
     pub fn as_str(self) -> &'static str {
@@ -56,27 +74,36 @@ impl Kind {
             Self::Ingress => "Ingress",
             Self::ConfigMap => "ConfigMap",
             Self::HttpRoute => "HTTPRoute",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Role => "Role",
+            Self::RoleBinding => "RoleBinding",
+            Self::ScaledObject => "ScaledObject",
+            Self::TriggerAuthentication => "TriggerAuthentication",
         }
     }
 
     /// Where the API serves it.
     pub fn resource(self) -> ApiResource {
-        let (group, plural) = match self {
-            Self::Deployment => ("apps", "deployments"),
-            Self::Service => ("", "services"),
-            Self::Ingress => ("networking.k8s.io", "ingresses"),
-            Self::ConfigMap => ("", "configmaps"),
-            Self::HttpRoute => ("gateway.networking.k8s.io", "httproutes"),
-        };
-        let group_version = if group.is_empty() {
-            "v1".into()
-        } else {
-            format!("{group}/v1")
+        let (group, version, plural) = match self {
+            Self::Deployment => ("apps", "v1", "deployments"),
+            Self::Service => ("", "v1", "services"),
+            Self::Ingress => ("networking.k8s.io", "v1", "ingresses"),
+            Self::ConfigMap => ("", "v1", "configmaps"),
+            Self::ServiceAccount => ("", "v1", "serviceaccounts"),
+            Self::Role => ("rbac.authorization.k8s.io", "v1", "roles"),
+            Self::RoleBinding => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
+            Self::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
+            Self::ScaledObject => ("keda.sh", "v1alpha1", "scaledobjects"),
+            Self::TriggerAuthentication => ("keda.sh", "v1alpha1", "triggerauthentications"),
         };
         ApiResource {
             group: group.into(),
-            version: "v1".into(),
-            api_version: group_version,
+            version: version.into(),
+            api_version: if group.is_empty() {
+                version.into()
+            } else {
+                format!("{group}/{version}")
+            },
             kind: self.as_str().into(),
             plural: plural.into(),
         }
@@ -190,14 +217,14 @@ impl Children {
         names.iter().filter_map(|name| self.get(kind, name)).collect()
     }
 
-    /// Whether the API of a kind is there, as far as is known.
-    pub fn is_served(&self, kind: Kind) -> bool {
-        Kind::ALWAYS.contains(&kind) || self.served.read().contains(&kind)
-    }
-
     /// Children that an original operator still writes.
     pub fn contests(&self) -> &Contests {
         &self.contests
+    }
+
+    /// Whether the API of a kind is there, as far as is known.
+    pub fn is_served(&self, kind: Kind) -> bool {
+        Kind::ALWAYS.contains(&kind) || self.served.read().contains(&kind)
     }
 
     /// The owners of all children of a kind.

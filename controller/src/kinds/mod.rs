@@ -11,18 +11,24 @@
 //! status ◄── notices, memory, error (when to look again)
 //! ```
 
+mod acceptance;
 mod adoption;
 mod aideployment;
+mod aimodel;
 mod aimodelmap;
 mod apply;
 mod autonodelabeler;
 mod autoscalers;
 mod children;
 mod config_map;
+mod dns;
 mod error;
 #[cfg(test)]
 mod examples;
+mod gpus;
+mod hands;
 mod memory;
+mod pods;
 mod problems;
 mod runtime_classes;
 mod status;
@@ -30,13 +36,16 @@ mod subset;
 mod unreadable;
 mod wakes;
 mod watch;
+mod workload;
 
 pub use children::is_older;
 
 use std::sync::Arc;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap};
+use berth_crds::youxam::AIModel;
 
+use crate::cluster::ObjectKey;
 use crate::context::Context;
 
 /// Serves every kind, until the process ends.
@@ -48,6 +57,7 @@ pub async fn run(context: Context) {
     let mut wakes = wakes::Wakes::default();
     let aideployments_to_look_at = wakes.of::<AIDeployment>();
     let maps_to_look_at = wakes.of::<AIModelMap>();
+    let aimodels_to_look_at = wakes.of::<AIModel>();
 
     let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
     let watch_classes = {
@@ -67,12 +77,15 @@ pub async fn run(context: Context) {
     };
     let autoscalers = Arc::new(autoscalers::Autoscalers::default());
     let watch_autoscalers = {
-        let (wakes, autoscalers) = (&wakes, autoscalers.clone());
+        let autoscalers = autoscalers.clone();
+        let (aideployments, aimodels) = (aideployments_to_look_at.clone(), aimodels_to_look_at.clone());
         let client = context.client.clone();
         async move {
-            let tell = |key| {
-                let kind = String::new();
-                wakes.owner(children::OwnerKey { kind, key });
+            let tell = |deployment: ObjectKey| {
+                if let Some(name) = aimodel::of_deployment(&deployment.1) {
+                    aimodels.push((deployment.0.clone(), name.to_owned()));
+                }
+                aideployments.push(deployment);
             };
             autoscalers.run(client, tell).await;
         }
@@ -82,6 +95,15 @@ pub async fn run(context: Context) {
         let (references, queue) = (references.clone(), aideployments_to_look_at.clone());
         move |map| references.to(map).into_iter().for_each(|key| queue.push(key))
     });
+    let aimodels = aimodel::serve::run(
+        context.clone(),
+        aimodel::Seen {
+            children: children.clone(),
+            runtime_classes: runtime_classes.clone(),
+            autoscalers: autoscalers.clone(),
+        },
+        aimodels_to_look_at,
+    );
     let seen = aideployment::Seen {
         children: children.clone(),
         runtime_classes,
@@ -96,6 +118,7 @@ pub async fn run(context: Context) {
         watch_autoscalers,
         labelers,
         aimodelmaps,
+        aimodels,
         aideployments
     );
 }

@@ -2,6 +2,7 @@
 
 use berth_crds::conditions::{Reason, Type};
 use berth_crds::premlabs::{AIDeploymentStatus, AIModelMapStatus};
+use berth_crds::youxam::AIModelStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -107,6 +108,12 @@ impl Conditioned for AIDeploymentStatus {
 }
 
 impl Conditioned for AIModelMapStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+impl Conditioned for AIModelStatus {
     fn conditions(&self) -> &[Condition] {
         &self.conditions
     }

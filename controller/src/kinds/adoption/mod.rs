@@ -38,11 +38,18 @@ pub struct Original {
 }
 
 /// All of them.
-const ORIGINALS: &[Original] = &[Original {
-    name: "prem-operator",
-    group: "premlabs.io",
-    managers: &["manager"],
-}];
+const ORIGINALS: &[Original] = &[
+    Original {
+        name: "prem-operator",
+        group: "premlabs.io",
+        managers: &["manager"],
+    },
+    Original {
+        name: "uplion-aimodel-operator",
+        group: "model.youxam.com",
+        managers: &["manager"],
+    },
+];
 
 impl Original {
     /// Who made children for this owner before.

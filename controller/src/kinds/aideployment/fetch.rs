@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use berth_crds::conditions::Reason;
-use berth_crds::premlabs::keys;
 
 use super::build::engines::config_map_name;
-use crate::cluster::{ObjectKey, Picture, Pod};
+use crate::cluster::{ObjectKey, Picture, Pod, Served};
 use crate::kinds::children::{Child, Children, Kind};
+use crate::kinds::pods;
 use crate::placement::Outcome;
 
 /// The surroundings of one AIDeployment.
@@ -47,7 +47,7 @@ pub fn fetch(
         service: children.get(Kind::Service, key),
         ingress: children.get(Kind::Ingress, key),
         config_map: children.get(Kind::ConfigMap, &(key.0.clone(), config_map_name(&key.1))),
-        leaving: of_deployment(key, picture)
+        leaving: all_pods(key, picture)
             .filter(|pod| pod.terminating && pod.node.is_some())
             .count(),
         fits_without_others: fits_without_others(key, picture),
@@ -55,7 +55,7 @@ pub fn fetch(
         http_routes: children
             .is_served(Kind::HttpRoute)
             .then(|| children.named_after(Kind::HttpRoute, key)),
-        pods: pods(key, picture),
+        pods: pods::present((Served::AIDeployment, key), &key.1, picture),
         runtime_classes,
     }
 }
@@ -76,43 +76,23 @@ fn fits_without_others(key: &ObjectKey, picture: &Picture) -> bool {
         };
         pod.waits_for_us() && outcome.is_some_and(waits)
     };
-    let mut waiting = of_deployment(key, picture).filter(|p| !p.terminating).filter(no_fit);
+    let mut waiting = all_pods(key, picture).filter(|p| !p.terminating).filter(no_fit);
     waiting.any(|pod| {
         let version = pod.labels.get("pod-template-hash");
-        let others: Vec<&Pod> = of_deployment(key, picture)
+        let others: Vec<&Pod> = all_pods(key, picture)
             .filter(|p| p.labels.get("pod-template-hash") != version && !p.terminating)
             .collect();
         crate::placement::fits_without(pod, &others, picture)
     })
 }
 
-fn of_deployment<'a>(key: &'a ObjectKey, picture: &'a Picture) -> impl Iterator<Item = &'a Pod> {
-    let uids = picture.pods_of.get(key).into_iter().flatten();
-    uids.filter_map(|uid| picture.pods.get(uid))
-        .filter(|pod| is_of_deployment(pod, &key.1))
-}
-
-fn pods(key: &ObjectKey, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
-    let mut pods: Vec<_> = of_deployment(key, picture)
-        .filter(|pod| !pod.terminating)
-        .map(|pod| (pod.clone(), picture.outcomes.get(&pod.uid).cloned()))
-        .collect();
-    pods.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-    pods
-}
-
-/// Whether a pod that carries the label is of the Deployment, and not one that somebody labelled: its ReplicaSet is named
-/// `<deployment>-<hash>`.
-fn is_of_deployment(pod: &Pod, name: &str) -> bool {
-    pod.labels.get(keys::AI_DEPLOYMENT).is_some_and(|n| n == name)
-        && pod.controller.as_ref().is_some_and(|owner| {
-            let hash = owner.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
-            owner.kind == "ReplicaSet" && hash.is_some_and(|hash| !hash.contains('-'))
-        })
+fn all_pods<'a>(key: &ObjectKey, picture: &'a Picture) -> impl Iterator<Item = &'a Pod> {
+    pods::of_deployment((Served::AIDeployment, key), &key.1, picture)
 }
 
 #[cfg(test)]
 mod tests {
+    use berth_crds::premlabs::keys;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;

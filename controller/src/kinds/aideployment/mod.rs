@@ -20,10 +20,8 @@ use std::sync::Arc;
 
 use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
-use kube::api::{Patch, PatchParams};
-use kube::core::DynamicObject;
-use kube::{Api, ResourceExt};
-use serde_json::{Value, json};
+use kube::ResourceExt;
+use serde_json::Value;
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
@@ -32,10 +30,11 @@ use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
 use super::adoption::Terms;
-use super::apply::{Applied, Decision, Intent, Writer, decide, timed};
+use super::apply::Writer;
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
 use super::error::{Class, Error};
+use super::hands::Hands;
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
 use super::watch::Objects;
@@ -55,7 +54,7 @@ pub struct Seen {
     pub autoscalers: Arc<Autoscalers>,
     /// All AIModelMaps.
     pub maps: Arc<Objects<AIModelMap>>,
-    /// Who refers to which of them; a map's change is told by it.
+    /// Who refers to which of them; filled here, a map's change is told by it.
     pub references: Arc<References>,
 }
 
@@ -161,12 +160,16 @@ fn lacks_gateways(model: &Validated, observed: &Observed) -> bool {
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
 async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
-    let memory = room.memories.get(&key);
-    let writer = Writer {
-        client: &room.context.client,
-        manager: names::managers::AIDEPLOYMENT,
-        owner: &model.owner,
-        terms,
+    let hands = Hands {
+        writer: Writer {
+            client: &room.context.client,
+            manager: names::managers::AIDEPLOYMENT,
+            owner: &model.owner,
+            terms,
+        },
+        children: &room.seen.children,
+        memories: &room.memories,
+        key: &key,
     };
     let Wanted {
         config_map,
@@ -209,28 +212,10 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         let (kind, Some(object)) = (*kind, object) else {
             continue;
         };
-        let intent = Intent::new(kind, &model.owner, object.clone());
-        let slot = (kind, intent.name.clone());
-        let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
-        if let (Kind::Deployment, Some(seen), None) =
-            (kind, seen, object.pointer("/spec/replicas").filter(|n| !n.is_null()))
-            && decide(&intent, &model.owner, Some(seen), &settled) == Decision::Update
-        {
-            hand_over_replicas(&writer, &intent, seen).await?;
-        }
-        match writer.apply(&intent, seen.as_ref(), &settled).await {
+        match hands.apply(kind, object.clone(), seen.as_ref()).await {
             // The others are looked at all the same: each is left alone from its own last write of the original's on.
             Err(other @ Error::AnotherOperator { .. }) => drop(contested.get_or_insert(other)),
-            Err(other) => return Err(other),
-            Ok(Applied::Kept) => {}
-            Ok(Applied::Written { child, settled }) => {
-                tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
-                let child_key = (intent.namespace.clone(), intent.name.clone());
-                room.seen.children.observe(kind, &child_key, &child);
-                room.memories.change(&key, |m| {
-                    m.settled.insert(slot, settled);
-                });
-            }
+            done => done?,
         }
     }
     if let Some(other) = contested {
@@ -243,42 +228,8 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
             // It still publishes what nothing else can.
             continue;
         }
-        let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
-        if writer.prune(*kind, &key.0, name, Some(seen)).await? {
-            tracing::info!(
-                kind = kind.as_str(),
-                namespace = key.0,
-                name,
-                "deleted: the spec no longer asks for it"
-            );
-        }
+        hands.prune(*kind, seen).await?;
     }
-    Ok(())
-}
-
-/// Makes the number of replicas another manager's before ours lets go of it: what nobody owns falls back to 1. An autoscaler that has
-/// not scaled yet owns nothing. The version is that of the number: a change in between is not undone.
-async fn hand_over_replicas(writer: &Writer<'_>, intent: &Intent, seen: &Child) -> Result<(), Error> {
-    let Some(replicas) = seen.object.pointer("/spec/replicas").and_then(Value::as_i64) else {
-        return Ok(());
-    };
-    let resource = intent.kind.resource();
-    let body = json!({
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
-        "metadata": {"name": intent.name, "namespace": intent.namespace, "uid": seen.uid, "resourceVersion": seen.resource_version},
-        "spec": {"replicas": replicas},
-    });
-    let api: Api<DynamicObject> = Api::namespaced_with(writer.client.clone(), &intent.namespace, &resource);
-    let params = PatchParams::apply(names::managers::SCALING).force().validation_strict();
-    let what = (intent.kind.as_str(), intent.namespace.as_str(), intent.name.as_str());
-    let patch = Patch::Apply(&body);
-    timed(
-        "hand over the replicas of",
-        what,
-        api.patch(&intent.name, &params, &patch),
-    )
-    .await?;
     Ok(())
 }
 

@@ -25,9 +25,10 @@ use self::serve::Readers;
 use self::status::{Acceptance, View};
 use self::validate::{Validated, validate};
 use super::adoption::Terms;
-use super::apply::{Applied, Intent, Writer};
+use super::apply::Writer;
 use super::children::{Children, Kind};
 use super::error::{Class, Error};
+use super::hands::Hands;
 use super::memory::Memories;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
@@ -88,40 +89,27 @@ async fn apply(
     terms: Terms<'_>,
     room: &Room,
 ) -> Result<(), Error> {
-    let writer = Writer {
-        client: &room.context.client,
-        manager: names::managers::AIMODELMAP,
-        owner: &map.owner,
-        terms,
+    let hands = Hands {
+        writer: Writer {
+            client: &room.context.client,
+            manager: names::managers::AIMODELMAP,
+            owner: &map.owner,
+            terms,
+        },
+        children: &room.children,
+        memories: &room.memories,
+        key,
     };
-    let kind = Kind::ConfigMap;
     let seen = observed.config_map.as_ref();
-    let Some(wanted) = build::build(map) else {
-        if writer.prune(kind, &key.0, &key.1, seen).await? {
-            tracing::info!(
-                kind = kind.as_str(),
-                namespace = key.0,
-                name = key.1,
-                "deleted: no variant has a configuration file any more"
-            );
+    match (build::build(map), seen) {
+        (Some(wanted), _) => {
+            let wanted = serde_json::to_value(&wanted).expect("plain data with text keys always serialises");
+            hands.apply(Kind::ConfigMap, wanted, seen).await
         }
-        return Ok(());
-    };
-    let wanted = serde_json::to_value(&wanted).expect("plain data with text keys always serialises");
-    let intent = Intent::new(kind, &map.owner, wanted);
-    let slot = (kind, key.1.clone());
-    let settled = room.memories.get(key).settled.remove(&slot).unwrap_or_default();
-    match writer.apply(&intent, seen, &settled).await? {
-        Applied::Kept => {}
-        Applied::Written { child, settled } => {
-            tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
-            room.children.observe(kind, key, &child);
-            room.memories.change(key, |m| {
-                m.settled.insert(slot, settled);
-            });
-        }
+        // No variant has a configuration file any more.
+        (None, Some(seen)) => hands.prune(Kind::ConfigMap, seen).await,
+        (None, None) => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes the status where it changed, and tells of transitions.

@@ -2,7 +2,7 @@
 
 use berth_crds::names;
 use berth_crds::premlabs::keys;
-use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use sha2::{Digest, Sha256};
@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::engines::ConfigFile;
 use super::{node_affinity, selector};
 use crate::kinds::aideployment::validate::{Placing, Validated};
+use crate::kinds::gpus::{gate, tolerate};
 
 /// The template of all pods.
 pub fn template(model: &Validated) -> PodTemplateSpec {
@@ -87,25 +88,6 @@ fn config_hash(files: &[ConfigFile]) -> Option<String> {
     let digest = hash.finalize();
     // Half of it is far more than enough to tell versions apart.
     (!files.is_empty()).then(|| digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The installation's tolerations, where the template does not have them already.
-fn tolerate(spec: &mut PodSpec, tolerations: &[Toleration]) {
-    for toleration in tolerations {
-        let own = spec.tolerations.get_or_insert_default();
-        if !own.contains(toleration) {
-            own.push(toleration.clone());
-        }
-    }
-}
-
-fn gate(spec: &mut PodSpec) {
-    let gates = spec.scheduling_gates.get_or_insert_default();
-    if !gates.iter().any(|g| g.name == names::GATE) {
-        gates.push(PodSchedulingGate {
-            name: names::GATE.into(),
-        });
-    }
 }
 
 fn spread() -> TopologySpreadConstraint {

@@ -1,11 +1,13 @@
 use std::collections::BTreeSet;
 
+use berth_crds::conditions::{Reason, Type};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::Scheduling;
+use crate::cluster::{Container, Pod, Scheduling};
 use crate::kinds::children::Child;
+use crate::kinds::problems::Problems;
 
 type Pods = Vec<(Pod, Option<Outcome>)>;
 

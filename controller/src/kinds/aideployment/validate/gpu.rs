@@ -8,7 +8,7 @@ use berth_crds::premlabs::aideployment::{Accelerator, DeploymentOptions, OnNoFit
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::resources::amount;
+use crate::kinds::gpus::{Gpus, amount, is_class};
 use crate::kinds::problems::Findings;
 
 /// Most GPUs that one pod can ask for: far above any machine, far below overflow.
@@ -65,9 +65,6 @@ impl Interface {
         }
     }
 }
-
-/// GPUs of one pod by resource name; none: it needs none.
-pub type Gpus = BTreeMap<String, u32>;
 
 /// Whether the pod needs NVIDIA's container runtime.
 pub fn needs_nvidia_runtime(gpus: &Gpus) -> bool {
@@ -385,13 +382,4 @@ fn wish(accelerator: &Accelerator, findings: &mut Findings) -> Wish {
         memory,
         capability: version.filter(|_| accelerator.interface != "ROCm"),
     }
-}
-
-/// What the label's value can be: the slugs that Berth makes are lower-case label values.
-fn is_class(class: &str) -> bool {
-    let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    class.len() <= 63
-        && class.starts_with(is_end)
-        && class.ends_with(is_end)
-        && class.chars().all(|c| is_end(c) || matches!(c, '-' | '.' | '_'))
 }

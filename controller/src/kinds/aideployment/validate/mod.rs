@@ -29,6 +29,7 @@ use super::build::engines::{Serving, template_containers};
 use super::models::Maps;
 pub use crate::args::Image;
 use crate::args::Settings;
+use crate::kinds::gpus;
 use crate::kinds::problems::{Findings, Problems};
 
 pub use gpu::{Placed, Placing};
@@ -163,7 +164,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     let node_selector = overlaid(base.node_selector.clone(), &options.node_selector);
     let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);
     let gpus = gpu::count(options, &resources, &mut findings);
-    resources::set_gpus(&mut resources, &gpus);
+    gpus::set_gpus(&mut resources, &gpus);
     resources::claims(&resources, &base, &mut findings);
     let Placed { by: placing, rather } =
         gpu::placing(options, &gpus, around.defaults.policy, &node_selector, &mut findings);

@@ -1,9 +1,8 @@
 //! Names that children must be able to bear.
 
+use crate::kinds::dns::{LABEL, is_dns_label};
 use crate::kinds::problems::Findings;
 
-/// Longest DNS label, in characters.
-const LABEL: usize = 63;
 /// Longest DNS name, in characters.
 const NAME: usize = 253;
 
@@ -32,13 +31,4 @@ pub fn host(host: &str, path: &str, findings: &mut Findings) {
             "give a lower-case DNS name without scheme, port and path, e.g. model.example.com",
         );
     }
-}
-
-fn is_dns_label(label: &str) -> bool {
-    let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    !label.is_empty()
-        && label.len() <= LABEL
-        && label.starts_with(is_end)
-        && label.ends_with(is_end)
-        && label.chars().all(|c| is_end(c) || c == '-')
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::kinds::gpus::is_quantity;
 use crate::kinds::problems::Findings;
 
 /// Checks every quantity of the environment of the engine, and of the template's pod spec.
@@ -81,25 +82,6 @@ fn amounts(path: &str, amounts: Option<&BTreeMap<String, Quantity>>, look: &mut 
     for (name, quantity) in amounts.into_iter().flatten() {
         look(format!("{path}[{name}]"), quantity);
     }
-}
-
-/// Whether a text is a quantity to the API server: a decimal number, then one of its suffixes or a decimal exponent.
-/// Spaces around it do not count.
-pub fn is_quantity(text: &str) -> bool {
-    let text = text.trim();
-    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let end = unsigned
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(unsigned.len());
-    let (number, suffix) = unsigned.split_at(end);
-    let is_number = number.contains(|c: char| c.is_ascii_digit()) && number.matches('.').count() <= 1;
-    let is_suffix = match suffix {
-        "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei" => true,
-        other => other
-            .strip_prefix(['e', 'E'])
-            .is_some_and(|exponent| exponent.parse::<i32>().is_ok()),
-    };
-    is_number && is_suffix
 }
 
 #[cfg(test)]

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube_quantity::ParsedQuantity;
 
-use super::gpu::Gpus;
-use super::quantities::is_quantity;
+use crate::kinds::gpus::amount;
 use crate::kinds::problems::Findings;
 
 type Amounts = BTreeMap<String, Quantity>;
@@ -49,17 +47,6 @@ fn overlaid(base: Option<Amounts>, over: Option<Amounts>) -> Option<Amounts> {
     (!amounts.is_empty()).then_some(amounts)
 }
 
-/// Requests and limits of GPUs are one number in Kubernetes.
-pub fn set_gpus(resources: &mut ResourceRequirements, gpus: &Gpus) {
-    for amounts in [&mut resources.requests, &mut resources.limits] {
-        for (name, count) in gpus {
-            amounts
-                .get_or_insert_default()
-                .insert(name.clone(), Quantity(count.to_string()));
-        }
-    }
-}
-
 /// A claim of a container is one of its pod's, which only the template can name.
 pub fn claims(resources: &ResourceRequirements, base: &PodSpec, findings: &mut Findings) {
     for claim in resources.claims.iter().flatten() {
@@ -72,15 +59,4 @@ pub fn claims(resources: &ResourceRequirements, base: &PodSpec, findings: &mut F
             );
         }
     }
-}
-
-/// A quantity in its unit; `None`: it is none.
-pub fn amount(quantity: &Quantity) -> Option<f64> {
-    // Longer ones are no honest quantity, and the grammar is ASCII.
-    let text = quantity.0.trim();
-    if text.is_empty() || text.len() > 64 || !is_quantity(text) {
-        return None;
-    }
-    let value = ParsedQuantity::try_from(text).ok()?.to_bytes_f64()?;
-    value.is_finite().then_some(value)
 }

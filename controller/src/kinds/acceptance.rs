@@ -1,0 +1,56 @@
+//! Whether a spec could be carried out, and the condition `Accepted` that says so.
+
+use berth_crds::conditions::{Desired, Reason, Status, Type};
+use berth_crds::names;
+
+use super::problems::Problems;
+
+/// Whether the spec could be carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Acceptance {
+    /// It was; the list names fields without effect.
+    Valid(Vec<String>),
+    /// It cannot be.
+    Invalid(Problems),
+    /// `berth.dev/paused` is set.
+    Paused,
+    /// A child's name belongs to somebody else.
+    NameTaken(String),
+    /// The original operator still writes a child.
+    AnotherOperator(String),
+    /// The API server refused a child; its answer.
+    ApplyFailed(String),
+    /// Everything was done but what needs an API that this cluster does not have.
+    ApiNotInstalled(String),
+}
+
+impl Acceptance {
+    /// Whether the spec as it stands may differ from what runs.
+    pub fn may_run_earlier(&self) -> bool {
+        match self {
+            Self::Invalid(_) | Self::NameTaken(_) | Self::ApplyFailed(_) => true,
+            Self::Valid(_) | Self::Paused | Self::AnotherOperator(_) | Self::ApiNotInstalled(_) => false,
+        }
+    }
+}
+
+/// The condition.
+pub fn accepted(acceptance: &Acceptance) -> Desired {
+    let (status, reason, message) = match acceptance {
+        Acceptance::Valid(ignored) if ignored.is_empty() => (Status::True, Reason::Valid, String::new()),
+        Acceptance::Valid(ignored) => {
+            let message = format!("without effect: {}", ignored.join(" | "));
+            (Status::True, Reason::IgnoredFields, message)
+        }
+        Acceptance::Invalid(problems) => (Status::False, problems.reason(), problems.to_string()),
+        Acceptance::Paused => {
+            let message = format!("the annotation {} is set: children are left as they are", names::PAUSED);
+            (Status::Unknown, Reason::Paused, message)
+        }
+        Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
+        Acceptance::AnotherOperator(message) => (Status::False, Reason::AnotherOperatorActive, message.clone()),
+        Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
+        Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
+    };
+    Desired::new(Type::Accepted, status, reason, message)
+}

@@ -1,0 +1,102 @@
+//! Brings the children of one object about, one by one, in the order that its kind gives. Shared by all kinds.
+//!
+//! What the API server answers is known at once to the next look ([`Children`]), and what an admission rule made of it is remembered
+//! ([`Memories`]).
+
+use berth_crds::names;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
+
+use super::apply::{Applied, Decision, Intent, Writer, decide, timed};
+use super::children::{Child, Children, Kind};
+use super::error::Error;
+use super::memory::Memories;
+use crate::cluster::ObjectKey;
+
+/// All that it takes for one object.
+pub struct Hands<'a, S> {
+    /// Requests.
+    pub writer: Writer<'a>,
+    /// Where what they answer is kept.
+    pub children: &'a Children,
+    /// Where what an admission rule made of it is kept.
+    pub memories: &'a Memories<S>,
+    /// The owner.
+    pub key: &'a ObjectKey,
+}
+
+impl<S: Clone> Hands<'_, S> {
+    /// Brings one child about. A Deployment without a number of replicas leaves it to others.
+    pub async fn apply(&self, kind: Kind, object: Value, seen: Option<&Child>) -> Result<(), Error> {
+        let intent = Intent::new(kind, self.writer.owner, object);
+        let slot = (kind, intent.name.clone());
+        let memory = self.memories.get(self.key);
+        let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
+        if let (Kind::Deployment, Some(seen), None) = (kind, seen, intent.body.pointer("/spec/replicas")) {
+            let part = self.writer.terms.part_of(&intent, seen);
+            let now = part.as_ref().unwrap_or(&intent);
+            if decide(now, self.writer.owner, Some(seen), &settled) == Decision::Update {
+                self.hand_over_replicas(&intent, seen).await?;
+            }
+        }
+        match self.writer.apply(&intent, seen, &settled).await? {
+            Applied::Kept => {}
+            Applied::Written { child, settled } => {
+                tracing::info!(
+                    kind = kind.as_str(),
+                    namespace = self.key.0,
+                    name = self.key.1,
+                    "applied"
+                );
+                let child_key = (intent.namespace.clone(), intent.name.clone());
+                self.children.observe(kind, &child_key, &child);
+                self.memories.change(self.key, |m| {
+                    m.settled.insert(slot, settled);
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away a child that is no longer wanted, if it is ours.
+    pub async fn prune(&self, kind: Kind, seen: &Child) -> Result<(), Error> {
+        let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
+        if self.writer.prune(kind, &self.key.0, name, Some(seen)).await? {
+            tracing::info!(
+                kind = kind.as_str(),
+                namespace = self.key.0,
+                name,
+                "deleted: the spec no longer asks for it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes the number of replicas another manager's before ours lets go of it: what nobody owns falls back to 1. An autoscaler that has
+    /// not scaled yet owns nothing. The version is that of the number: a change in between is not undone.
+    async fn hand_over_replicas(&self, intent: &Intent, seen: &Child) -> Result<(), Error> {
+        let Some(replicas) = seen.object.pointer("/spec/replicas").and_then(Value::as_i64) else {
+            return Ok(());
+        };
+        let resource = intent.kind.resource();
+        let body = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {"name": intent.name, "namespace": intent.namespace, "uid": seen.uid, "resourceVersion": seen.resource_version},
+            "spec": {"replicas": replicas},
+        });
+        let api: Api<DynamicObject> = Api::namespaced_with(self.writer.client.clone(), &intent.namespace, &resource);
+        let params = PatchParams::apply(names::managers::SCALING).force().validation_strict();
+        let what = (intent.kind.as_str(), intent.namespace.as_str(), intent.name.as_str());
+        let patch = Patch::Apply(&body);
+        timed(
+            "hand over the replicas of",
+            what,
+            api.patch(&intent.name, &params, &patch),
+        )
+        .await?;
+        Ok(())
+    }
+}
