@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{NvmlState, NvmlStatus};
+use berth_core::facts::{NvmlState, NvmlStatus, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
+use crate::facts::Inventory;
 use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
 use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
@@ -180,14 +181,20 @@ impl Observer {
         }
     }
 
-    fn on_inventory(&self, answer: Answer<crate::facts::Inventory>) {
+    fn on_inventory(&self, answer: Answer<(Inventory, Vec<Vgpu>)>) {
         self.on_stuck_calls(answer.stuck_calls);
+        let (inventory, vgpus) = answer.found;
+        self.picture.update(|state, revision, now| {
+            if state.facts.on_vgpus(vgpus) {
+                facts_changed(state, revision, now);
+            }
+        });
         if answer.status.state != NvmlState::Ready {
             return self.on_state(answer.status);
         }
         self.picture.update(|state, revision, now| {
-            let gpus = answer.found.gpus.len();
-            if state.facts.on_inventory(answer.found, now) {
+            let gpus = inventory.gpus.len();
+            if state.facts.on_inventory(inventory, now) {
                 tracing::info!(gpus, "NVML inventory");
                 facts_changed(state, revision, now);
             }
