@@ -38,7 +38,9 @@ pub async fn run(args: Labels) -> anyhow::Result<()> {
     let labels = labels::labels(&facts, &settings);
     let text = render(&labels, args.output);
     match &args.output_file {
-        None => std::io::stdout().write_all(text.as_bytes()).context("writing to stdout"),
+        None => std::io::stdout()
+            .write_all(text.as_bytes())
+            .context("writing to stdout"),
         Some(file) => replace(file, &text).with_context(|| format!("writing {}", file.display())),
     }
 }
@@ -100,7 +102,11 @@ impl OwnProbe {
                 own.with_file_name("berth-probe")
             }
         };
-        let folder = std::env::temp_dir().join(format!("berth-labels-{}-{:x}", std::process::id(), rand::random::<u64>()));
+        let folder = std::env::temp_dir().join(format!(
+            "berth-labels-{}-{:x}",
+            std::process::id(),
+            rand::random::<u64>()
+        ));
         // Nobody else may ask it, or be it.
         DirBuilder::new()
             .mode(0o700)

@@ -50,7 +50,9 @@ fn the_seven_profiles() {
         let machine = node(model, count, driver);
         let labels = golden(name, &machine, &[]);
         let own = ["nvidia.com/gpu.present"];
-        let gfd = labels.keys().filter(|k| k.starts_with("nvidia.com/") && !own.contains(&k.as_str()));
+        let gfd = labels
+            .keys()
+            .filter(|k| k.starts_with("nvidia.com/") && !own.contains(&k.as_str()));
         let clique = ["h100", "gb200", "gb300"].contains(&name);
         assert_eq!(gfd.count(), if clique { 26 } else { 25 }, "{name}");
     }
@@ -83,13 +85,22 @@ fn mig(profiles: &[&[&str]]) -> Machine {
 fn mig_devices_that_are_alike() {
     let machine = mig(&[&["1g.10gb"; 7], &["1g.10gb"; 7]]);
     let none = golden("mig-none", &machine, &[]);
-    assert_eq!((none["nvidia.com/gpu.count"].as_str(), none["nvidia.com/gpu.replicas"].as_str()), ("2", "0"));
+    assert_eq!(
+        (
+            none["nvidia.com/gpu.count"].as_str(),
+            none["nvidia.com/gpu.replicas"].as_str()
+        ),
+        ("2", "0")
+    );
     let single = golden("mig-single", &machine, &[&machine.plugin_config(SINGLE)]);
     assert_eq!(single["nvidia.com/gpu.product"], "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb");
     assert_eq!(single["nvidia.com/gpu.count"], "14");
     let config = SINGLE.to_owned() + SHARED.split_once('\n').unwrap().1;
     let shared = golden("mig-single-shared", &machine, &[&machine.plugin_config(&config)]);
-    assert_eq!(shared["nvidia.com/gpu.product"], "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED");
+    assert_eq!(
+        shared["nvidia.com/gpu.product"],
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED"
+    );
     assert_eq!(shared["nvidia.com/gpu.replicas"], "4");
 }
 
@@ -98,9 +109,15 @@ fn mig_devices_that_differ() {
     let machine = mig(&[&["3g.40gb", "1g.10gb+me", "1g.10gb"], &["1g.10gb"; 7], &["off"]]);
     let config = MIXED.to_owned() + SHARED.split_once('\n').unwrap().1;
     let mixed = golden("mig-mixed-shared", &machine, &[&machine.plugin_config(&config)]);
-    assert_eq!(mixed["nvidia.com/mig-1g.10gb.me.product"], "NVIDIA-H100-80GB-HBM3-MIG-1g.10gbme");
+    assert_eq!(
+        mixed["nvidia.com/mig-1g.10gb.me.product"],
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gbme"
+    );
     assert_eq!(mixed["nvidia.com/mig-1g.10gb.count"], "8");
-    assert_eq!(mixed["nvidia.com/mig-1g.10gb.product"], "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED");
+    assert_eq!(
+        mixed["nvidia.com/mig-1g.10gb.product"],
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED"
+    );
     assert_eq!(mixed["nvidia.com/gpu.replicas"], "4", "the whole GPU is shared");
     golden("mig-mixed", &machine, &[&machine.plugin_config(MIXED)]);
     let invalid = golden("mig-single-invalid", &machine, &[&machine.plugin_config(SINGLE)]);
@@ -116,7 +133,10 @@ fn shared_gpus() {
     let mps = "version: v1\nsharing: {mps: {renameByDefault: true, resources: [{name: gpu, replicas: 10}]}}\n";
     let mps = golden("mps", &machine, &[&machine.plugin_config(mps)]);
     assert_eq!(mps["nvidia.com/mps.capable"], "true");
-    assert_eq!(mps["nvidia.com/gpu.product"], "NVIDIA-T4", "the resource has another name");
+    assert_eq!(
+        mps["nvidia.com/gpu.product"], "NVIDIA-T4",
+        "the resource has another name"
+    );
 }
 
 #[test]
@@ -222,7 +242,10 @@ fn the_file_of_node_feature_discovery() {
 fn a_configuration_that_cannot_be_used_is_an_error() {
     let machine = Machine::new();
     let config = machine.plugin_config("version: v1\nflags: {migStrategy: both}\n");
-    let output = machine.command(&["labels", &config, &machine.sysfs()]).output().unwrap();
+    let output = machine
+        .command(&["labels", &config, &machine.sysfs()])
+        .output()
+        .unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("migStrategy \"both\""));
 }

@@ -165,7 +165,13 @@ mod tests {
 
     #[test]
     fn names_of_objects() {
-        for (text, valid) in [("a/b", true), ("a", false), ("/b", false), ("a/", false), ("a/b/c", false)] {
+        for (text, valid) in [
+            ("a/b", true),
+            ("a", false),
+            ("/b", false),
+            ("a/", false),
+            ("a/b/c", false),
+        ] {
             assert_eq!(text.parse::<ObjectName>().is_ok(), valid, "{text}");
         }
     }

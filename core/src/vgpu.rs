@@ -121,7 +121,11 @@ mod tests {
     #[test]
     fn a_guest_whose_host_is_silent_is_still_a_guest() {
         assert_eq!(read(&config(b"VF\x01\x04ab")), Some(HostDriver::default()));
-        assert_eq!(read(&config(b"VF\x01\x00ab")), Some(HostDriver::default()), "no progress");
+        assert_eq!(
+            read(&config(b"VF\x01\x00ab")),
+            Some(HostDriver::default()),
+            "no progress"
+        );
     }
 
     proptest! {

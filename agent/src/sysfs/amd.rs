@@ -19,7 +19,8 @@ pub fn gpus(root: &Path, functions: &[PciFunction]) -> Vec<AmdGpu> {
         .map(|function| {
             let folder = root.join("bus/pci/devices").join(&function.address);
             let nodes = nodes.get_or_insert_with(|| Node::all(root));
-            let node = render_minor(&folder).and_then(|minor| nodes.iter().find(|n| n.get("drm_render_minor") == Some(minor)));
+            let node =
+                render_minor(&folder).and_then(|minor| nodes.iter().find(|n| n.get("drm_render_minor") == Some(minor)));
             gpu(function, &folder, node)
         })
         .collect()

@@ -11,7 +11,8 @@ const DRIVERS: [&str; 2] = ["i915", "xe"];
 
 /// The GPUs among `functions` that a driver serves, by address. A function that is split into virtual ones is handed out as those.
 pub fn gpus(root: &Path, functions: &[PciFunction]) -> Vec<IntelGpu> {
-    let served = |f: &&PciFunction| f.vendor == VENDOR_INTEL && f.driver.as_deref().is_some_and(|d| DRIVERS.contains(&d));
+    let served =
+        |f: &&PciFunction| f.vendor == VENDOR_INTEL && f.driver.as_deref().is_some_and(|d| DRIVERS.contains(&d));
     functions
         .iter()
         .filter(served)

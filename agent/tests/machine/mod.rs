@@ -74,7 +74,10 @@ impl Machine {
         self.put("sys/module/amdgpu/version", "6.10.5\n");
         self.put("sys/module/amdgpu/srcversion", "1F2A6E0B6C2E3A7D9F4B1C0\n");
         let nodes = "sys/class/kfd/kfd/topology/nodes";
-        self.put(&format!("{nodes}/0/properties"), "cpu_cores_count 96\nsimd_count 0\ndrm_render_minor 0\n");
+        self.put(
+            &format!("{nodes}/0/properties"),
+            "cpu_cores_count 96\nsimd_count 0\ndrm_render_minor 0\n",
+        );
         for n in 0..count {
             let address = format!("0000:{:02x}:00.0", 0x05 + n);
             self.function(&address, 0x12_0000, 0x1002, 0x74a1, "amdgpu");
@@ -132,7 +135,10 @@ impl Machine {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-agent"));
-        command.args(args).env(STATE_ENV, self.path("nvml.json")).env("TMPDIR", self.0.path());
+        command
+            .args(args)
+            .env(STATE_ENV, self.path("nvml.json"))
+            .env("TMPDIR", self.0.path());
         command
     }
 
@@ -143,7 +149,9 @@ impl Machine {
         let [out, notes] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         assert!(output.status.success(), "{args:?}: {notes}");
         let left = std::fs::read_dir(self.0.path()).unwrap().flatten();
-        let left: Vec<_> = left.filter(|e| e.file_name().to_string_lossy().starts_with("berth-")).collect();
+        let left: Vec<_> = left
+            .filter(|e| e.file_name().to_string_lossy().starts_with("berth-"))
+            .collect();
         assert!(left.is_empty(), "{left:?}");
         (out, notes)
     }

@@ -60,7 +60,9 @@ impl DevicePlugin {
                     let nodes: Vec<String> = context.cluster.read().nodes.keys().cloned().collect();
                     nodes.into_iter().for_each(|node| context.cluster.hardware.push(node));
                 }
-                Err(error) => tracing::warn!(%error, "the watch on the device plugin's configuration broke; it is taken up again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the watch on the device plugin's configuration broke; it is taken up again")
+                }
             }
         }
     }
@@ -70,7 +72,9 @@ impl DevicePlugin {
         let mut data = self.data.subscribe();
         let answered = data.wait_for(Option::is_some);
         if tokio::time::timeout(FIRST_ANSWER, answered).await.is_err() {
-            tracing::error!("the ConfigMap of the device plugin cannot be read: labels say nothing of MIG strategy and sharing");
+            tracing::error!(
+                "the ConfigMap of the device plugin cannot be read: labels say nothing of MIG strategy and sharing"
+            );
         }
     }
 
@@ -81,7 +85,11 @@ impl DevicePlugin {
             Ok(settings) => settings,
             Err(problem) => {
                 if self.said.lock().insert(problem.clone()) {
-                    tracing::warn!(node = node.name, problem, "the device plugin's configuration is not used");
+                    tracing::warn!(
+                        node = node.name,
+                        problem,
+                        "the device plugin's configuration is not used"
+                    );
                 }
                 Settings::default()
             }
@@ -97,7 +105,9 @@ fn chosen(data: &BTreeMap<String, String>, label: Option<&str>) -> Result<Settin
     match device_plugin::select(data, label) {
         Ok(None) => Ok(Settings::default()),
         Ok(Some(text)) => device_plugin::parse(text).map_err(|error| error.to_string()),
-        Err(key) => Err(format!("label {CONFIG_LABEL} names {key:?}, which is no key of the ConfigMap")),
+        Err(key) => Err(format!(
+            "label {CONFIG_LABEL} names {key:?}, which is no key of the ConfigMap"
+        )),
     }
 }
 
@@ -109,7 +119,10 @@ mod tests {
     fn node(label: Option<&str>) -> Node {
         Node {
             name: "n".into(),
-            labels: label.map(|l| (CONFIG_LABEL.to_owned(), l.to_owned())).into_iter().collect(),
+            labels: label
+                .map(|l| (CONFIG_LABEL.to_owned(), l.to_owned()))
+                .into_iter()
+                .collect(),
             ..Node::default()
         }
     }

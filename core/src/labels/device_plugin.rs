@@ -182,20 +182,31 @@ mod tests {
                 settings(
                     MigStrategy::None,
                     SharingStrategy::TimeSlicing,
-                    vec![shared("nvidia.com/gpu", 10, false), shared("nvidia.com/mig-1g.10gb", 2, true)],
+                    vec![
+                        shared("nvidia.com/gpu", 10, false),
+                        shared("nvidia.com/mig-1g.10gb", 2, true),
+                    ],
                 ),
             ),
             (
                 "MPS, renamed by default, as JSON",
                 r#"{"version":"v1","flags":{"migStrategy":"none"},"sharing":{"mps":{"renameByDefault":true,"resources":[{"name":"nvidia.com/gpu","replicas":4}]}}}"#,
-                settings(MigStrategy::None, SharingStrategy::Mps, vec![shared("nvidia.com/gpu", 4, true)]),
+                settings(
+                    MigStrategy::None,
+                    SharingStrategy::Mps,
+                    vec![shared("nvidia.com/gpu", 4, true)],
+                ),
             ),
             (
                 "one replica is no sharing",
                 "version: v1\nsharing:\n  timeSlicing:\n    resources:\n    - name: nvidia.com/gpu\n      replicas: 1\n",
                 Settings::default(),
             ),
-            ("sections without anything", "version: v1\nflags:\nsharing:\n", Settings::default()),
+            (
+                "sections without anything",
+                "version: v1\nflags:\nsharing:\n",
+                Settings::default(),
+            ),
         ] {
             assert_eq!(parse(text), Ok(want), "{what}");
         }
@@ -208,7 +219,11 @@ mod tests {
             parse("version: v1\nflags: {migStrategy: both}\n"),
             Err(ConfigError::MigStrategy("both".into()))
         );
-        for text in ["sharing: [", "version: v1\nsharing: {timeSlicing: {resources: [{replicas: 2}]}}", "- a"] {
+        for text in [
+            "sharing: [",
+            "version: v1\nsharing: {timeSlicing: {resources: [{replicas: 2}]}}",
+            "- a",
+        ] {
             assert!(matches!(parse(text), Err(ConfigError::Syntax(_))), "{text}");
         }
     }

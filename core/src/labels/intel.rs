@@ -85,7 +85,11 @@ fn add_cards(labels: &mut Labels, gpus: &[&IntelGpu], pci: &[PciFunction]) {
     }
     let cards = pieces(&joined(&mut gpus.iter().map(|g| format!("card{}", g.card))));
     set(labels, "cards", &cards[0]);
-    add_long(labels, "gpu-numbers", &joined(&mut gpus.iter().map(|g| g.card.to_string())));
+    add_long(
+        labels,
+        "gpu-numbers",
+        &joined(&mut gpus.iter().map(|g| g.card.to_string())),
+    );
 
     let mut by_numa: BTreeMap<i32, Vec<String>> = BTreeMap::new();
     for gpu in gpus {
@@ -95,7 +99,10 @@ fn add_cards(labels: &mut Labels, gpus: &[&IntelGpu], pci: &[PciFunction]) {
         }
     }
     if !by_numa.is_empty() {
-        let map: Vec<String> = by_numa.iter().map(|(numa, gpus)| format!("{numa}-{}", gpus.join("."))).collect();
+        let map: Vec<String> = by_numa
+            .iter()
+            .map(|(numa, gpus)| format!("{numa}-{}", gpus.join(".")))
+            .collect();
         add_long(labels, "numa-gpu-map", &map.join("_"));
     }
 }
@@ -103,7 +110,11 @@ fn add_cards(labels: &mut Labels, gpus: &[&IntelGpu], pci: &[PciFunction]) {
 /// A value of any length, under the key, the key with 2 at its end, with 3 …
 fn add_long(labels: &mut Labels, key: &str, value: &str) {
     for (n, piece) in pieces(value).into_iter().enumerate() {
-        let key = if n == 0 { key.to_owned() } else { format!("{key}{}", n + 1) };
+        let key = if n == 0 {
+            key.to_owned()
+        } else {
+            format!("{key}{}", n + 1)
+        };
         set(labels, &key, piece);
     }
 }

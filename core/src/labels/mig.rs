@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::gfd::{Labels, Resource, set};
+use super::grammar;
 use super::product::{Product, described};
 use super::settings::{MigStrategy, Settings};
-use super::grammar;
 use crate::facts::{Gpu, MigDevice, NodeFacts};
 
 /// MIG devices of one profile, with the GPU that each is on.
@@ -81,7 +81,11 @@ fn add_devices(labels: &mut Labels, name: &str, devices: &Devices<'_>, settings:
         return;
     };
     let resource = Resource::shared(name, settings);
-    resource.add(labels, devices.len(), model.map(|m| format!("{m} MIG {}", device.profile)).as_deref());
+    resource.add(
+        labels,
+        devices.len(),
+        model.map(|m| format!("{m} MIG {}", device.profile)).as_deref(),
+    );
     for (key, value) in [
         ("memory", device.memory_bytes >> 20),
         ("multiprocessors", device.multiprocessors.into()),
