@@ -17,6 +17,8 @@ use crate::sysfs;
 
 /// Sysfs has no events that an unprivileged container gets; a scan is some dozens of small reads.
 const SCAN: Duration = Duration::from_secs(5);
+/// The first scan takes milliseconds.
+const FIRST_SCAN: Duration = Duration::from_secs(1);
 /// Pause before another look for a probe that is not there.
 const RECONNECT: Duration = Duration::from_millis(500);
 /// The inventory is read when something says that it changed, and this often in case nothing did.
@@ -63,7 +65,7 @@ struct Observer {
     look: Arc<Notify>,
 }
 
-/// Scans sysfs once, so that the picture is never empty, and starts all the rest.
+/// Starts all of it, and waits a moment for the first scan of sysfs, so that the picture is not empty.
 pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<Metrics>) -> Handle {
     let observer = Observer {
         probe,
@@ -75,8 +77,11 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
         interval: watch::Sender::new(SAMPLE),
         released: watch::Sender::new(false),
     };
-    observer.scan(&sysfs_root);
-    tokio::spawn(observer.clone().follow_sysfs(sysfs_root));
+    let (scanned, first) = std::sync::mpsc::channel();
+    let scanner = observer.clone();
+    std::thread::spawn(move || scanner.follow_sysfs(&sysfs_root, &scanned));
+    // Late is no reason to wait on: the scan goes on by itself.
+    let _ = first.recv_timeout(FIRST_SCAN);
     tokio::spawn(observer.clone().follow_events(handle.released.subscribe()));
     tokio::spawn(observer.clone().follow_inventory());
     tokio::spawn(observer.clone().follow_readings(handle.interval.subscribe()));
@@ -99,10 +104,13 @@ impl Observer {
         }
     }
 
-    async fn follow_sysfs(self, root: PathBuf) {
+    /// On a thread of its own: some files are answered by the GPU's driver, and one that hangs would take the agent with it.
+    fn follow_sysfs(self, root: &Path, scanned: &std::sync::mpsc::Sender<()>) {
         loop {
-            sleep(SCAN).await;
-            self.scan(&root);
+            self.scan(root);
+            // Only the first is waited for.
+            let _ = scanned.send(());
+            std::thread::sleep(SCAN);
         }
     }
 

@@ -497,3 +497,61 @@ impl TryFrom<v1::GpuEvent> for facts::GpuEvent {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> facts::NodeFacts {
+        facts::NodeFacts {
+            vgpus: vec![facts::Vgpu {
+                pci_address: "0000:10:00.0".into(),
+                host_driver_version: Some("550.90.05".into()),
+                host_driver_branch: None,
+            }],
+            amd_gpus: vec![facts::AmdGpu {
+                pci_address: "0000:05:00.0".into(),
+                device: 0x74a1,
+                product: Some("AMD Instinct MI300X OAM".into()),
+                vram_bytes: Some(192 << 30),
+                simd_count: Some(1216),
+                simd_per_cu: Some(4),
+                gfx_target_version: Some(90402),
+                compute_partition: Some("SPX".into()),
+                memory_partition: Some("NPS1".into()),
+                compute_partitioning: true,
+                memory_partitioning: false,
+            }],
+            amd_driver: Some(facts::AmdDriver {
+                version: None,
+                source_version: Some("1F2A".into()),
+            }),
+            intel_gpus: vec![facts::IntelGpu {
+                pci_address: "0000:3a:00.0".into(),
+                card: 1,
+                tiles: 2,
+                memory_bytes: Some(128 << 30),
+            }],
+            ..facts::NodeFacts::default()
+        }
+    }
+
+    #[test]
+    fn facts_of_all_vendors_arrive_as_they_were_sent() {
+        assert_eq!(facts::NodeFacts::try_from(v1::NodeFacts::from(facts())), Ok(facts()));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_know_a_vendor_says_nothing_of_it() {
+        let of_older = facts::NodeFacts::try_from(v1::NodeFacts::default());
+        assert_eq!(of_older, Ok(facts::NodeFacts::default()));
+    }
+
+    #[test]
+    fn an_id_that_is_none_is_refused() {
+        let mut message = v1::NodeFacts::from(facts());
+        message.amd_gpus[0].device = 0x1_0000;
+        let refused = facts::NodeFacts::try_from(message).unwrap_err();
+        assert_eq!(refused.field, "amd_gpu.device");
+    }
+}
