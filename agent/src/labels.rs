@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 use berth_core::facts::{NodeFacts, NvmlState};
 use berth_core::labels::{self, Settings, device_plugin};
+use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use crate::args::{Labels, Output};
@@ -144,7 +145,8 @@ impl OwnProbe {
     }
 
     async fn is_listening(&mut self) -> anyhow::Result<()> {
-        while !self.socket().exists() {
+        // The file is there a little before anybody listens.
+        while UnixStream::connect(self.socket()).await.is_err() {
             if let Some(status) = self.has_ended() {
                 anyhow::bail!("the probe ended before it listened ({status})");
             }
