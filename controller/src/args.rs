@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use berth_crds::premlabs::aideployment::{OnNoFit, PlacementPolicy};
 use clap::{Parser, Subcommand, ValueEnum};
+use k8s_openapi::api::core::v1::Toleration;
 
 /// Writes node labels, places models, serves the kinds.
 #[derive(Debug, Parser)]
@@ -87,12 +88,28 @@ pub struct Settings {
     /// What happens to a pod that fits nowhere and does not say.
     #[arg(long, value_parser = on_no_fit, default_value = "Wait", global = true)]
     pub on_no_fit_default: OnNoFit,
+    /// Image of an engine where an AIDeployment names none, as `<engine>=<repository>[:<tag>]`; a part that is not given is the engine's own.
+    /// Repeatable.
+    #[arg(long = "engine-image", value_parser = engine_image, global = true)]
+    pub engine_images: Vec<(String, Image)>,
+    /// Toleration that AIDeployment pods with GPUs get, as JSON. Repeatable.
+    #[arg(long = "gpu-toleration", value_parser = toleration, global = true)]
+    pub gpu_tolerations: Vec<Toleration>,
     /// Label keys in protected domains that AutoNodeLabelers may write all the same. Repeatable.
     #[arg(long = "labeler-allow-key", global = true)]
     pub labeler_allow_keys: Vec<String>,
     /// Namespaces whose AutoNodeLabelers count; none given: all. Repeatable.
     #[arg(long = "labeler-namespace", global = true)]
     pub labeler_namespaces: Vec<String>,
+}
+
+/// An engine's image, in parts as an AIDeployment's options give it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Without tag.
+    pub repository: Option<String>,
+    /// Tag.
+    pub tag: Option<String>,
 }
 
 /// Whether node labels are written.
@@ -137,6 +154,31 @@ impl FromStr for ObjectName {
     }
 }
 
+/// A colon before the last slash is a registry's port, not a tag's.
+fn engine_image(s: &str) -> Result<(String, Image), String> {
+    let wrong = || format!("{s:?} is not <engine>=<repository>[:<tag>]");
+    let (engine, image) = s.split_once('=').ok_or_else(wrong)?;
+    let name_at = image.rfind('/').map_or(0, |slash| slash + 1);
+    let (repository, tag) = match image[name_at..].split_once(':') {
+        Some((name, tag)) => (&image[..name_at + name.len()], Some(tag)),
+        None => (image, None),
+    };
+    let part = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let image = Image {
+        repository: part(repository),
+        tag: tag.and_then(part),
+    };
+    let has_blank = s.contains(char::is_whitespace);
+    match engine.is_empty() || has_blank || image == Image::default() || tag == Some("") {
+        true => Err(wrong()),
+        false => Ok((engine.to_owned(), image)),
+    }
+}
+
+fn toleration(s: &str) -> Result<Toleration, String> {
+    serde_json::from_str(s).map_err(|error| format!("{s:?} is no toleration in JSON: {error}"))
+}
+
 fn policy(s: &str) -> Result<PlacementPolicy, String> {
     match s {
         "Managed" => Ok(PlacementPolicy::Managed),
@@ -174,6 +216,40 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ObjectName>().is_ok(), valid, "{text}");
         }
+    }
+
+    #[test]
+    fn images_come_apart_at_the_tag() {
+        type Parts<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
+        let cases: &[(&str, Option<Parts<'_>>)] = &[
+            ("vllm=a/b:v1", Some(("vllm", Some("a/b"), Some("v1")))),
+            ("vllm=reg:5000/a/b", Some(("vllm", Some("reg:5000/a/b"), None))),
+            ("vllm=reg:5000/a/b:v1", Some(("vllm", Some("reg:5000/a/b"), Some("v1")))),
+            ("vllm=b:v1", Some(("vllm", Some("b"), Some("v1")))),
+            ("vllm=:v1", Some(("vllm", None, Some("v1")))),
+            ("vllm=", None),
+            ("vllm=a:", None),
+            ("=a", None),
+            ("vllm", None),
+            ("vllm=a b", None),
+        ];
+        for (text, want) in cases {
+            let got = engine_image(text).ok();
+            let got = got
+                .as_ref()
+                .map(|(e, i)| (e.as_str(), i.repository.as_deref(), i.tag.as_deref()));
+            assert_eq!(got, *want, "{text}");
+        }
+    }
+
+    #[test]
+    fn tolerations_are_json() {
+        let args = Args::parse_from([
+            "berth-controller",
+            r#"--gpu-toleration={"key":"nvidia.com/gpu","operator":"Exists"}"#,
+        ]);
+        assert_eq!(args.settings.gpu_tolerations[0].key.as_deref(), Some("nvidia.com/gpu"));
+        assert!(Args::try_parse_from(["berth-controller", "--gpu-toleration=all"]).is_err());
     }
 
     #[test]

@@ -96,6 +96,23 @@ pub const ACCESS: &[Access] = &[
         &["list", "watch", "get", "create", "patch", "delete"],
         "Children of AIDeployments with endpoints.",
     ),
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            "gateway.networking.k8s.io",
+            "httproutes",
+            &["list", "watch", "get", "create", "patch", "delete"],
+            "Children of AIDeployments with endpoints and `gateway`, where the Gateway API is installed.",
+        )
+    },
+    row(
+        Scope::Cluster,
+        "autoscaling",
+        "horizontalpodautoscalers",
+        &["list", "watch"],
+        "Leave the replicas of a Deployment to the autoscaler that drives it.",
+    ),
     row(
         Scope::Cluster,
         "",

@@ -28,6 +28,9 @@ pub const APPLIED: &str = "berth.dev/applied";
 pub const PAUSED: &str = "berth.dev/paused";
 /// Annotation on an owner: apply children even where adoption would leave a pod template alone.
 pub const REAPPLY: &str = "berth.dev/reapply";
+/// Annotation on an adopted child whose pod template is still left as the original made it: the owner's generation at that time, and after
+/// a slash, where there are any, a hash of the other objects that the template followed from.
+pub const ADOPTED: &str = "berth.dev/adopted";
 
 /// Annotation on an AIModelMap: namespaces, comma-separated, whose AIDeployments may refer to it besides its own; `*`: all.
 pub const ALLOW_FROM: &str = "berth.dev/allow-from";
@@ -71,6 +74,12 @@ pub mod managers {
     pub const AIMODELMAP_STATUS: &str = "berth/aimodelmap-status";
     /// Status of AutoNodeLabelers.
     pub const AUTONODELABELER_STATUS: &str = "berth/autonodelabeler-status";
+
+    /// Pod templates of adopted children that are still as the original made them. Nothing is ever written under this name: managed
+    /// fields are moved to it, so that our applies neither need to hold them nor take them away.
+    pub const ADOPTED: &str = "berth/adopted";
+    /// Replica counts of adopted children whose owner names none: the number at adoption stays.
+    pub const ADOPTED_REPLICAS: &str = "berth/adopted-replicas";
 
     /// Whether a managed-fields entry is one of ours.
     pub fn is_ours(manager: &str) -> bool {

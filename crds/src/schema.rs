@@ -173,15 +173,51 @@ mod tests {
         }
     }
 
+    /// Paths of fields without a description, those of embedded Kubernetes types left out.
+    fn unexplained(schema: &Value, path: &str, found: &mut Vec<String>) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            if !property["description"].is_string() {
+                found.push(path.clone());
+            }
+            if !EMBEDDED.contains(&name.as_str()) {
+                unexplained(property, &path, found);
+                unexplained(&property["items"], &path, found);
+            }
+        }
+    }
+
     #[test]
     fn our_own_fields_are_explained() {
-        let aid = manifest(&all()[0]);
-        for path in [
-            &["spec", "engine"][..],
-            &["spec", "deployment", "accelerator", "class"],
-            &["status", "errMsg"],
-        ] {
-            assert!(property(&aid, path)["description"].is_string(), "{path:?}");
+        for crd in all() {
+            let mut found = Vec::new();
+            let manifest = manifest(&crd);
+            for top in ["spec", "status"] {
+                unexplained(property(&manifest, &[top]), top, &mut found);
+            }
+            assert!(found.is_empty(), "{:?}: {found:#?}", crd.metadata.name);
         }
+    }
+
+    #[test]
+    fn the_check_for_explanations_sees_one_that_is_missing() {
+        let mut found = Vec::new();
+        let schema = json!({"properties": {"a": {"description": "x", "items": {"properties": {"b": {}}}}}});
+        unexplained(&schema, "spec", &mut found);
+        assert_eq!(found, ["spec.a.b"]);
+    }
+
+    #[test]
+    fn aideployments_are_listed_with_what_people_ask_first() {
+        let aid = manifest(&all()[0]);
+        let version = &aid["spec"]["versions"][0];
+        let columns = version["additionalPrinterColumns"].as_array().unwrap();
+        let names: Vec<&str> = columns.iter().filter_map(|c| c["name"].as_str()).collect();
+        assert_eq!(names, ["Engine", "Class", "Ready", "Replicas", "Status", "Age"]);
+        assert_eq!(
+            version["subresources"]["scale"]["specReplicasPath"],
+            ".spec.deployment.replicas"
+        );
+        assert_eq!(aid["spec"]["names"]["shortNames"], json!(["aid"]));
     }
 }

@@ -447,8 +447,8 @@ async fn bad_specs(f: Fixture) -> anyhow::Result<()> {
             "models[0]",
         ),
         (
-            "rocm",
-            vllm("x", json!({"accelerator": {"interface": "ROCm"}})),
+            "opencl",
+            vllm("x", json!({"accelerator": {"interface": "OpenCL"}})),
             "accelerator.interface",
         ),
         (

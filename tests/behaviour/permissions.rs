@@ -277,6 +277,17 @@ async fn role_is_what_is_used(f: Fixture) -> anyhow::Result<()> {
         .await?;
     f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/node-pool-labeler.yaml")])
         .await?;
+    f.kubectl(&["apply", "-n", &ns, "-f", &f.repo("examples/model-map.yaml")])
+        .await?;
+    f.kubectl(&[
+        "wait",
+        "-n",
+        &ns,
+        "--for=condition=Accepted",
+        "aimodelmap/mistral-7b",
+        "--timeout=30s",
+    ])
+    .await?;
     eventually("a running model", Duration::from_secs(60), async || {
         f.kubectl(&[
             "wait",
@@ -386,6 +397,13 @@ const ONLY_SOMETIMES: &[&str] = &[
     // An Ingress without endpoints; a pinned pod that the scheduler refuses.
     "delete networking.k8s.io/ingresses",
     "delete /pods",
+    // Where the Gateway API is installed.
+    "list gateway.networking.k8s.io/httproutes",
+    "watch gateway.networking.k8s.io/httproutes",
+    "get gateway.networking.k8s.io/httproutes",
+    "create gateway.networking.k8s.io/httproutes",
+    "patch gateway.networking.k8s.io/httproutes",
+    "delete gateway.networking.k8s.io/httproutes",
     // An Event that repeats.
     "patch events.k8s.io/events",
     // Certificates that are renewed.
@@ -397,6 +415,10 @@ const ONLY_SOMETIMES: &[&str] = &[
     "list apps/replicasets",
     "get apps/replicasets",
     "patch apps/replicasets",
+    // The ConfigMap of a map is taken, or no longer wanted.
+    "get /configmaps",
+    "delete /configmaps",
     // Asked for by an admission plugin of some clusters, not by a request.
     "update premlabs.io/aideployments/finalizers",
+    "update premlabs.io/aimodelmaps/finalizers",
 ];

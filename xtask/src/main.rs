@@ -17,6 +17,7 @@ mod bench;
 mod down;
 mod driver;
 mod r#gen;
+mod machine;
 mod show;
 mod status;
 mod test;

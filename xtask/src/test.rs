@@ -23,6 +23,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     let started = Instant::now();
+    step("programs of this machine", crate::machine::ensure)?;
     if args.filter.is_none() {
         step("generated files", || crate::r#gen::run(true))?;
         step("format", || cargo(&["fmt", "--check"], &[]))?;

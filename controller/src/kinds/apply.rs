@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One request is all that it takes: a create names a version that no object can have, so an object that is in the way refuses it; an
-//! update names the UID that it was decided on.
+//! update names the UID that it was decided on. Only what an original operator made takes more: see [`super::adoption`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,9 +18,12 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::adoption::{self, Evidence, Original, Terms};
 use super::children::{Child, Kind};
 use super::error::Error;
 use super::subset;
+use crate::cluster::ObjectKey;
+use crate::placement::patch::operations_patch;
 
 /// Longest wait for one answer of the API server.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,16 +54,38 @@ impl Intent {
         let (namespace, name) = (text(&body, "namespace"), text(&body, "name"));
         body["metadata"]["ownerReferences"] = json!([owner]);
         body["metadata"]["labels"][names::MANAGED_BY] = names::MANAGED_BY_BERTH.into();
-        let digest = Sha256::digest(body.to_string());
-        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        body["metadata"]["annotations"][names::APPLIED] = hash.clone().into();
         Self {
             kind,
             namespace,
             name,
             body,
-            hash,
+            hash: String::new(),
         }
+        .sealed()
+    }
+
+    /// The same but for these fields of its spec, which are left to whoever has them.
+    pub fn without(&self, fields: &[&str]) -> Self {
+        let mut less = self.clone();
+        if let Some(spec) = less.body["spec"].as_object_mut() {
+            spec.retain(|name, _| !fields.contains(&name.as_str()));
+        }
+        less.sealed()
+    }
+
+    fn sealed(mut self) -> Self {
+        if let Some(annotations) = self.body["metadata"]["annotations"].as_object_mut() {
+            annotations.remove(names::APPLIED);
+        }
+        self.body = subset::pruned(self.body);
+        let digest = Sha256::digest(self.body.to_string());
+        self.hash = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.body["metadata"]["annotations"][names::APPLIED] = self.hash.clone().into();
+        self
+    }
+
+    fn key(&self) -> ObjectKey {
+        (self.namespace.clone(), self.name.clone())
     }
 }
 
@@ -149,6 +174,8 @@ pub struct Writer<'a> {
     pub manager: &'a str,
     /// The owner of the children.
     pub owner: &'a OwnerReference,
+    /// What holds for children that an original made.
+    pub terms: Terms<'a>,
 }
 
 impl Writer<'_> {
@@ -159,30 +186,94 @@ impl Writer<'_> {
         seen: Option<&Child>,
         settled: &BTreeSet<String>,
     ) -> Result<Applied, Error> {
-        match decide(intent, self.owner, seen, settled) {
-            Decision::Keep => Ok(Applied::Kept),
-            Decision::Taken(holder) => Err(taken(intent, holder)),
-            Decision::Update => self.update(intent, seen.map_or("", |c| &c.uid)).await,
-            Decision::Create => match self.send(intent, json!({"resourceVersion": VERSION_OF_NOTHING})).await {
+        let part = seen.and_then(|s| self.terms.part_of(intent, s));
+        let now = part.as_ref().unwrap_or(intent);
+        match (decide(now, self.owner, seen, settled), seen) {
+            (Decision::Keep, _) => Ok(Applied::Kept),
+            (Decision::Taken(holder), _) => Err(taken(intent, holder)),
+            (Decision::Update, Some(seen)) => {
+                if let Some(evidence) = adoption::evidence(seen, self.owner) {
+                    self.unless_contested(intent, &evidence)?;
+                }
+                if adoption::must_move(seen, self.owner, &self.terms) {
+                    self.claim(intent).await
+                } else {
+                    self.update(now, &seen.uid).await
+                }
+            }
+            (Decision::Create | Decision::Update, _) => match self.create(intent).await {
                 Err(Error::Api { source, .. }) if is_conflict(&source) => self.claim(intent).await,
                 other => other,
             },
         }
     }
 
-    /// An object of the name exists that does not carry our label: ours if its owner reference says so.
+    /// An object of the name exists that does not carry our label, or whose fields must become ours first: ours if its owner reference says
+    /// so.
     async fn claim(&self, intent: &Intent) -> Result<Applied, Error> {
         let found = self
             .request(intent.kind, "get", intent, self.api(intent).get_opt(&intent.name))
             .await?;
-        let Some(found) = found.map(Child::new) else {
+        let Some(found) = found else {
             // Gone between the two requests.
-            return self.send(intent, json!({"resourceVersion": VERSION_OF_NOTHING})).await;
+            return self.create(intent).await;
         };
-        match foreign_holder(self.owner, &found) {
-            Some(holder) => Err(taken(intent, holder)),
-            None => self.update(intent, &found.uid).await,
+        let seen = Child::new(found.clone());
+        if let Some(holder) = foreign_holder(self.owner, &seen) {
+            return Err(taken(intent, holder));
         }
+        let plan = adoption::plan(&found, intent, self.manager, self.owner, &self.terms);
+        if let Some(evidence) = &plan.evidence {
+            self.unless_contested(intent, evidence)?;
+        }
+        if !plan.patch.is_empty() {
+            self.take_over(intent, plan.patch).await?;
+        }
+        let applied = self.update(plan.part.as_ref().unwrap_or(intent), &seen.uid).await?;
+        self.terms.contests.settle(intent.kind, &intent.key(), self.terms.now);
+        Ok(applied)
+    }
+
+    async fn take_over(&self, intent: &Intent, operations: Vec<Value>) -> Result<(), Error> {
+        let params = PatchParams {
+            field_manager: Some(self.manager.into()),
+            ..PatchParams::default()
+        };
+        let (api, patch) = (self.api(intent), operations_patch(operations));
+        self.request(intent.kind, "adopt", intent, api.patch(&intent.name, &params, &patch))
+            .await?;
+        tracing::info!(
+            kind = intent.kind.as_str(),
+            namespace = intent.namespace,
+            name = intent.name,
+            "adopted"
+        );
+        Ok(())
+    }
+
+    /// Berth does not fight: what the original writes is left to it until it is quiet.
+    fn unless_contested(&self, intent: &Intent, evidence: &Evidence) -> Result<(), Error> {
+        let wait = self
+            .terms
+            .contests
+            .wait(intent.kind, &intent.key(), evidence, self.terms.now);
+        let Some(wait) = wait else { return Ok(()) };
+        let name = Original::of(self.owner).map_or("another operator", |o| o.name);
+        Err(Error::AnotherOperator {
+            kind: intent.kind.as_str(),
+            namespace: intent.namespace.clone(),
+            name: intent.name.clone(),
+            operator: match &evidence.manager {
+                Some(manager) => format!("{name} (field manager {manager:?})"),
+                None => name.into(),
+            },
+            since: wait.since,
+            remaining: wait.remaining,
+        })
+    }
+
+    async fn create(&self, intent: &Intent) -> Result<Applied, Error> {
+        self.send(intent, json!({"resourceVersion": VERSION_OF_NOTHING})).await
     }
 
     async fn update(&self, intent: &Intent, uid: &str) -> Result<Applied, Error> {

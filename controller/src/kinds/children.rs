@@ -2,8 +2,9 @@
 //!
 //! Kept as compact JSON text: an object is looked at a few times in its life and held for all of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_crds::names;
 use futures::{Stream, StreamExt};
@@ -16,7 +17,15 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::adoption;
+use super::adoption::contests::Contests;
 use crate::cluster::ObjectKey;
+
+/// How often it is asked which optional APIs are there: one small request.
+const DISCOVERY: Duration = Duration::from_secs(10);
+
+/// Wait after a question that found no answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Kinds of children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,11 +38,15 @@ pub enum Kind {
     Ingress,
     /// v1
     ConfigMap,
+    /// gateway.networking.k8s.io/v1; not installed in every cluster.
+    HttpRoute,
 }
 
 impl Kind {
-    /// All of them.
-    pub const ALL: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
+    /// Those that every cluster has.
+    pub const ALWAYS: &'static [Kind] = &[Self::Deployment, Self::Service, Self::Ingress, Self::ConfigMap];
+    /// Those whose API may be installed later, or never.
+    pub const OPTIONAL: &'static [Kind] = &[Self::HttpRoute];
 
     /// As in manifests.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +55,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Ingress => "Ingress",
             Self::ConfigMap => "ConfigMap",
+            Self::HttpRoute => "HTTPRoute",
         }
     }
 
@@ -52,6 +66,7 @@ impl Kind {
             Self::Service => ("", "services"),
             Self::Ingress => ("networking.k8s.io", "ingresses"),
             Self::ConfigMap => ("", "configmaps"),
+            Self::HttpRoute => ("gateway.networking.k8s.io", "httproutes"),
         };
         let group_version = if group.is_empty() {
             "v1".into()
@@ -79,14 +94,14 @@ pub struct Child {
     pub terminating: bool,
     /// The owner with `controller: true`.
     pub controller: Option<OwnerReference>,
-    /// The whole object, without managed fields.
+    /// The whole object; of its managed fields only what [`adoption::slim`] leaves.
     pub object: Value,
 }
 
 impl Child {
     /// From the API.
     pub fn new(mut object: DynamicObject) -> Self {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let meta = &object.metadata;
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -132,8 +147,11 @@ pub struct OwnerKey {
 /// All children by kind and name.
 #[derive(Debug)]
 pub struct Children {
-    kept: RwLock<HashMap<(Kind, ObjectKey), Kept>>,
+    kept: RwLock<BTreeMap<(Kind, ObjectKey), Kept>>,
     synced: watch::Sender<usize>,
+    /// Optional kinds whose API is installed, and which were listed.
+    served: RwLock<BTreeSet<Kind>>,
+    contests: Contests,
 }
 
 impl Default for Children {
@@ -141,6 +159,8 @@ impl Default for Children {
         Self {
             kept: RwLock::default(),
             synced: watch::Sender::new(0),
+            served: RwLock::default(),
+            contests: Contests::default(),
         }
     }
 }
@@ -153,6 +173,31 @@ impl Children {
         let object: DynamicObject = serde_json::from_str(text).ok()?;
         drop(kept);
         Some(Child::new(object))
+    }
+
+    /// The children of that name, and of that name with a number after it.
+    pub fn named_after(&self, kind: Kind, key: &ObjectKey) -> Vec<Child> {
+        let names: Vec<ObjectKey> = {
+            let kept = self.kept.read();
+            let from = kept.range((kind, key.clone())..);
+            let names = from.map(|((k, name), _)| (k, name));
+            names
+                .take_while(|(k, name)| **k == kind && name.0 == key.0 && name.1.starts_with(&key.1))
+                .filter(|(_, name)| is_numbered(&name.1, &key.1))
+                .map(|(_, name)| name.clone())
+                .collect()
+        };
+        names.iter().filter_map(|name| self.get(kind, name)).collect()
+    }
+
+    /// Whether the API of a kind is there, as far as is known.
+    pub fn is_served(&self, kind: Kind) -> bool {
+        Kind::ALWAYS.contains(&kind) || self.served.read().contains(&kind)
+    }
+
+    /// Children that an original operator still writes.
+    pub fn contests(&self) -> &Contests {
+        &self.contests
     }
 
     /// The owners of all children of a kind.
@@ -203,23 +248,69 @@ impl Children {
         }
     }
 
-    /// Waits until every kind was listed once.
+    /// Waits until every kind that is always there was listed once, and it is known which others are.
     pub async fn wait_synced(&self) {
         let mut synced = self.synced.subscribe();
         // The sender lives in self: waiting cannot fail.
-        let _ = synced.wait_for(|n| *n >= Kind::ALL.len()).await;
+        let _ = synced
+            .wait_for(|n| *n >= Kind::ALWAYS.len() + Kind::OPTIONAL.len())
+            .await;
     }
 
     /// Watches every kind, and tells the owner of each child that changed. Ends never.
     pub async fn run(self: &Arc<Self>, client: Client, changed: impl Fn(OwnerKey) + Sync) {
         let selector = format!("{}={}", names::MANAGED_BY, names::MANAGED_BY_BERTH);
-        let follow = Kind::ALL.iter().map(|kind| {
+        let changed = &changed;
+        let follow = |kind: Kind| {
             let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
             let config = watcher::Config::default().labels(&selector);
             // A backoff of its own, and errors that stay here: one broken watch does not hold up the others.
-            self.follow(*kind, watch_stream(api, config).default_backoff(), &changed)
+            self.follow(kind, watch_stream(api, config).default_backoff(), changed)
+        };
+        let always = futures::future::join_all(Kind::ALWAYS.iter().map(|kind| follow(*kind)));
+        let optional = Kind::OPTIONAL.iter().map(|kind| {
+            let follow = &follow;
+            let client = &client;
+            async move {
+                let mut first = true;
+                loop {
+                    let Some(is_there) = is_installed(client, *kind).await else {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    };
+                    // Nobody waits for an API that may never come.
+                    if std::mem::take(&mut first) && !is_there {
+                        self.synced.send_modify(|n| *n += 1);
+                    }
+                    if is_there {
+                        tokio::select! {
+                            () = follow(*kind) => {}
+                            () = gone(client, *kind) => {}
+                        }
+                        self.no_longer_served(*kind, changed);
+                    }
+                    tokio::time::sleep(DISCOVERY).await;
+                }
+            }
         });
-        futures::future::join_all(follow).await;
+        futures::future::join(always, futures::future::join_all(optional)).await;
+    }
+
+    /// The API of an optional kind is there: whoever wants such children is looked at again.
+    fn served(&self, kind: Kind, changed: &impl Fn(OwnerKey)) {
+        if Kind::OPTIONAL.contains(&kind) && self.served.write().insert(kind) {
+            tracing::info!(kind = kind.as_str(), "its API is installed");
+            self.owners(Kind::Deployment).into_iter().for_each(changed);
+        }
+    }
+
+    /// And no more: its objects went with it.
+    fn no_longer_served(&self, kind: Kind, changed: &impl Fn(OwnerKey)) {
+        if self.served.write().remove(&kind) {
+            tracing::info!(kind = kind.as_str(), "its API is no longer installed");
+            self.kept.write().retain(|(k, _), _| *k != kind);
+            self.owners(Kind::Deployment).into_iter().for_each(changed);
+        }
     }
 
     async fn follow(
@@ -229,23 +320,21 @@ impl Children {
         changed: &(impl Fn(OwnerKey) + Sync),
     ) {
         let mut stream = std::pin::pin!(stream);
-        let mut listed: HashMap<ObjectKey, String> = HashMap::new();
+        let mut listed: HashSet<ObjectKey> = HashSet::new();
         let mut first = true;
         while let Some(event) = stream.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(object)) => {
                     let key = key_of(&object);
-                    listed.insert(
-                        key.clone(),
-                        object.metadata.resource_version.clone().unwrap_or_default(),
-                    );
+                    listed.insert(key.clone());
                     self.apply(kind, key, object, changed);
                 }
                 Ok(Event::InitDone) => {
                     self.drop_unlisted(kind, &listed, changed);
                     listed.clear();
                     if std::mem::take(&mut first) {
+                        self.served(kind, changed);
                         self.synced.send_modify(|n| *n += 1);
                     }
                 }
@@ -264,26 +353,31 @@ impl Children {
     }
 
     fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, changed: &impl Fn(OwnerKey)) {
-        object.metadata.managed_fields = None;
+        adoption::slim(&mut object.metadata);
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let owner = owner_of(&object, key.clone());
+        // Whoever lost a child by its owner reference cannot be told from the child any more.
+        let before = owner
+            .kind
+            .is_empty()
+            .then(|| self.get(kind, &key)?.controller)
+            .flatten()
+            .map(|controller| owner_of_reference(Some(&controller), key.clone()));
         self.keep(kind, key, &version, &serde_json::to_value(&object).unwrap_or_default());
+        before.into_iter().for_each(changed);
         changed(owner);
     }
 
-    /// After a relist: whatever is kept and was not listed is gone, unless it was written since the list began.
-    fn drop_unlisted(&self, kind: Kind, listed: &HashMap<ObjectKey, String>, changed: &impl Fn(OwnerKey)) {
-        let newest = listed.values().max_by(|a, b| compare_versions(a, b)).cloned();
+    /// After a relist: whatever is kept and was not listed is gone. What was written after the list was made is not in it either: the watch
+    /// that goes on from the list tells of it in a moment, and a look before that costs a few requests; one child too many would cost the
+    /// child, as nothing would tell of its deletion any more.
+    fn drop_unlisted(&self, kind: Kind, listed: &HashSet<ObjectKey>, changed: &impl Fn(OwnerKey)) {
         let gone: Vec<ObjectKey> = self
             .kept
             .read()
-            .iter()
-            .filter(|((k, key), kept)| {
-                *k == kind
-                    && !listed.contains_key(key)
-                    && newest.as_ref().is_none_or(|n| !is_older(n, &kept.resource_version))
-            })
-            .map(|((_, key), _)| key.clone())
+            .keys()
+            .filter(|(k, key)| *k == kind && !listed.contains(key))
+            .map(|(_, key)| key.clone())
             .collect();
         for key in gone {
             let owner = self
@@ -295,6 +389,39 @@ impl Children {
             }
         }
     }
+}
+
+/// Whether the API server serves a kind; `None`: it cannot be told.
+async fn is_installed(client: &Client, kind: Kind) -> Option<bool> {
+    let resource = kind.resource();
+    match client.list_api_group_resources(&resource.api_version).await {
+        Ok(list) => Some(list.resources.iter().any(|r| r.name == resource.plural)),
+        // Who may not ask may not use it either.
+        Err(kube::Error::Api(status)) if [401, 403, 404].contains(&status.code) => Some(false),
+        Err(error) => {
+            tracing::debug!(%error, kind = kind.as_str(), "cannot tell whether its API is installed");
+            None
+        }
+    }
+}
+
+/// Waits until the API server no longer serves a kind.
+async fn gone(client: &Client, kind: Kind) {
+    loop {
+        tokio::time::sleep(DISCOVERY).await;
+        if is_installed(client, kind).await == Some(false) {
+            return;
+        }
+    }
+}
+
+/// Whether `name` is `base`, or `base` with a dash and a number.
+fn is_numbered(name: &str, base: &str) -> bool {
+    let rest = name.strip_prefix(base);
+    rest.is_some_and(|rest| {
+        let number = rest.strip_prefix('-').unwrap_or_default();
+        rest.is_empty() || (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    })
 }
 
 fn key_of(object: &DynamicObject) -> ObjectKey {
@@ -397,6 +524,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_child_that_loses_its_owner_is_told_to_the_owner() {
+        let mut orphan = object("6");
+        orphan.metadata.owner_references = None;
+        let (_, told) = after(vec![Event::Apply(object("5")), Event::Apply(orphan)]).await;
+        let told: Vec<_> = told.iter().map(|o| (o.kind.as_str(), o.key.1.as_str())).collect();
+        assert_eq!(told, [("AIDeployment", "o"), ("AIDeployment", "o"), ("", "m")]);
+    }
+
+    #[tokio::test]
     async fn a_relist_drops_what_is_gone() {
         let mut other = object("7");
         other.metadata.name = Some("other".into());
@@ -409,7 +545,47 @@ mod tests {
         let (children, told) = after(events).await;
         assert_eq!(version(&children), None);
         assert_eq!(told.len(), 3, "applied, listed, gone");
+
+        // Its sibling is the older of the two.
+        let mut sibling = object("3");
+        sibling.metadata.name = Some("sibling".into());
+        let events = vec![
+            Event::Apply(object("5")),
+            Event::Apply(sibling.clone()),
+            Event::Init,
+            Event::InitApply(sibling),
+            Event::InitDone,
+        ];
+        let (children, told) = after(events).await;
+        assert_eq!(version(&children), None, "nothing tells of its deletion any more");
+        assert_eq!(told.len(), 4);
         let (children, _) = after(vec![Event::Apply(object("5")), Event::Delete(object("6"))]).await;
         assert_eq!(version(&children), None);
+    }
+
+    #[test]
+    fn names_with_a_number_belong_together() {
+        let children = Children::default();
+        for name in ["m", "m-81", "m-8a", "m-8081", "mm", "m-", "l"] {
+            let key = ("ns".to_owned(), name.to_owned());
+            children.keep(
+                Kind::HttpRoute,
+                key,
+                "1",
+                &json!({"metadata": {"name": name, "namespace": "ns"}}),
+            );
+        }
+        let found = children.named_after(Kind::HttpRoute, &("ns".into(), "m".into()));
+        let names: Vec<&str> = found
+            .iter()
+            .filter_map(|c| c.object["metadata"]["name"].as_str())
+            .collect();
+        assert_eq!(names, ["m", "m-8081", "m-81"]);
+        assert!(
+            children
+                .named_after(Kind::Service, &("ns".into(), "m".into()))
+                .is_empty()
+        );
+        assert!(!children.is_served(Kind::HttpRoute) && children.is_served(Kind::Service));
     }
 }

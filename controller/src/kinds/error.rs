@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 /// Decides when an object is looked at again, and the metric label of the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -43,6 +45,20 @@ pub enum Error {
         name: String,
         holder: String,
     },
+    /// The operator that made the child before Berth goes on writing it.
+    #[error(
+        "{operator} still writes {kind} {namespace}/{name}, so Berth leaves it alone; scale that operator to 0 replicas, and Berth goes on by itself"
+    )]
+    AnotherOperator {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        operator: String,
+        /// Since when it has been quiet.
+        since: Timestamp,
+        /// How much longer it has to be.
+        remaining: Duration,
+    },
     /// The child of an earlier object of the owner's name has not been deleted yet.
     #[error("{kind} {namespace}/{name} of an earlier object of the same name is still being deleted")]
     NotYetDeleted {
@@ -61,11 +77,19 @@ fn answer(error: &kube::Error) -> String {
 }
 
 impl Error {
+    /// When the next try makes sense, where that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::AnotherOperator { remaining, .. } => Some(*remaining),
+            Self::Timeout { .. } | Self::Api { .. } | Self::NameTaken { .. } | Self::NotYetDeleted { .. } => None,
+        }
+    }
+
     /// What follows from it.
     pub fn class(&self) -> Class {
         match self {
             Self::Timeout { .. } | Self::NotYetDeleted { .. } => Class::Transient,
-            Self::NameTaken { .. } => Class::Blocked,
+            Self::NameTaken { .. } | Self::AnotherOperator { .. } => Class::Blocked,
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) => match status.code {
                     // 401 and 429 pass; 409 is a stale picture, gone with the next event.

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use berth_crds::premlabs::{AIDeployment, AutoNodeLabeler};
+use berth_crds::premlabs::{AIDeployment, AIModelMap, AutoNodeLabeler};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::aideployment::fixtures::read;
+use super::aideployment::fixtures::{defaults, maps, read_with};
+use super::aimodelmap;
 use super::subset::differences;
 
 fn manifests() -> Vec<(String, Value)> {
@@ -40,15 +42,45 @@ fn there_and_back<K: Serialize + DeserializeOwned>(file: &str, manifest: &Value)
 fn no_key_is_lost_and_every_spec_is_accepted() {
     let manifests = manifests();
     assert!(manifests.len() >= 5);
-    for (file, manifest) in manifests {
+    // A user's namespace is that of whatever is applied with it.
+    let here = |mut map: AIModelMap| {
+        map.metadata.namespace.get_or_insert_with(String::new);
+        map
+    };
+    let of_kind = |kind: &str| {
+        manifests
+            .iter()
+            .filter(move |(_, m)| m["kind"] == kind)
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let of_file = |file: &str| {
+        let all = of_kind("AIModelMap").into_iter().filter(|(f, _)| f == file);
+        maps(all.map(|(f, m)| here(there_and_back(&f, &m))))
+    };
+    for (file, manifest) in manifests.iter().cloned() {
         match manifest["kind"].as_str().unwrap_or_default() {
             "AIDeployment" => {
                 let object: AIDeployment = there_and_back(&file, &manifest);
-                let model = read(&object).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+                let model = read_with(&object, &defaults(), &of_file(&file));
+                let mut model = model.unwrap_or_else(|problems| panic!("{file}: {problems}"));
+                // Manifests of the original have it, for documentation.
+                model
+                    .ignored
+                    .retain(|i| !i.starts_with("spec.deployment.accelerator.minVersion"));
                 assert_eq!(model.ignored, Vec::<String>::new(), "{file}");
+            }
+            "AIModelMap" => {
+                let object: AIModelMap = there_and_back(&file, &manifest);
+                let map =
+                    aimodelmap::validate::validate(&object).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+                assert_eq!(map.ignored, Vec::<String>::new(), "{file}");
             }
             "AutoNodeLabeler" => {
                 there_and_back::<AutoNodeLabeler>(&file, &manifest);
+            }
+            "PersistentVolumeClaim" => {
+                there_and_back::<PersistentVolumeClaim>(&file, &manifest);
             }
             other => panic!("{file}: this test does not know the kind {other:?}"),
         }

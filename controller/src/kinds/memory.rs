@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::children::Kind;
@@ -17,8 +18,10 @@ pub struct Memory<S> {
     pub attempts: u32,
     /// The status that was last written and the version that the write made: the watch may still show the one before.
     pub status: Option<(String, S)>,
+    /// The original operator's last write of a child that the status told of.
+    pub contest_told: Option<Timestamp>,
     /// Of each child, what an admission rule changed in the answer to our last apply.
-    pub settled: HashMap<Kind, BTreeSet<String>>,
+    pub settled: HashMap<(Kind, String), BTreeSet<String>>,
 }
 
 impl<S> Default for Memory<S> {
@@ -26,6 +29,7 @@ impl<S> Default for Memory<S> {
         Self {
             attempts: 0,
             status: None,
+            contest_told: None,
             settled: HashMap::new(),
         }
     }

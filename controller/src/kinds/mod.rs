@@ -2,17 +2,23 @@
 //! status (pure).
 //!
 //! ```text
-//! children        what Berth made, as last seen         ┐
-//! runtime_classes                                       ├─► a kind's look at one object
-//! cluster         pods and placement's conclusions      ┘        │
-//! apply ◄── subset (does it still hold?) ◄── intents ◄───────────┘
+//! watch           objects of a kind, and when they are looked at
+//! children        what Berth made, as last seen ─► wakes ┐
+//! runtime_classes, autoscalers                           ├─► a kind's look at one object
+//! cluster         pods and placement's conclusions       ┘        │
+//! apply ◄── subset (does it still hold?) ◄── intents ◄────────────┘
+//!   └─ adoption (what an original operator left behind)
 //! status ◄── notices, memory, error (when to look again)
 //! ```
 
+mod adoption;
 mod aideployment;
+mod aimodelmap;
 mod apply;
 mod autonodelabeler;
+mod autoscalers;
 mod children;
+mod config_map;
 mod error;
 #[cfg(test)]
 mod examples;
@@ -21,20 +27,31 @@ mod problems;
 mod runtime_classes;
 mod status;
 mod subset;
+mod unreadable;
+mod wakes;
+mod watch;
+
+pub use children::is_older;
 
 use std::sync::Arc;
 
-use crate::cluster::Queue;
+use berth_crds::premlabs::{AIDeployment, AIModelMap};
+
 use crate::context::Context;
 
 /// Serves every kind, until the process ends.
 pub async fn run(context: Context) {
     let children = Arc::new(children::Children::default());
     let runtime_classes = Arc::new(runtime_classes::RuntimeClasses::default());
-    let changed = Arc::new(Queue::default());
-    let watch_children = children.run(context.client.clone(), |owner| changed.push(owner));
+    let maps = Arc::new(watch::Objects::<AIModelMap>::default());
+    let references = Arc::new(aideployment::references::References::default());
+    let mut wakes = wakes::Wakes::default();
+    let aideployments_to_look_at = wakes.of::<AIDeployment>();
+    let maps_to_look_at = wakes.of::<AIModelMap>();
+
+    let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
     let watch_classes = {
-        let (changed, children) = (changed.clone(), children.clone());
+        let (wakes, children) = (&wakes, children.clone());
         let classes = runtime_classes.clone();
         let client = context.client.clone();
         async move {
@@ -43,12 +60,42 @@ pub async fn run(context: Context) {
                 children
                     .owners(children::Kind::Deployment)
                     .into_iter()
-                    .for_each(|o| changed.push(o))
+                    .for_each(|o| wakes.owner(o))
             };
             classes.run(client, tell).await;
         }
     };
+    let autoscalers = Arc::new(autoscalers::Autoscalers::default());
+    let watch_autoscalers = {
+        let (wakes, autoscalers) = (&wakes, autoscalers.clone());
+        let client = context.client.clone();
+        async move {
+            let tell = |key| {
+                let kind = String::new();
+                wakes.owner(children::OwnerKey { kind, key });
+            };
+            autoscalers.run(client, tell).await;
+        }
+    };
     let labelers = autonodelabeler::run(context.clone());
-    let aideployments = aideployment::serve::run(context, children.clone(), runtime_classes, changed.clone());
-    tokio::join!(watch_children, watch_classes, labelers, aideployments);
+    let aimodelmaps = aimodelmap::serve::run(context.clone(), children.clone(), maps.clone(), maps_to_look_at, {
+        let (references, queue) = (references.clone(), aideployments_to_look_at.clone());
+        move |map| references.to(map).into_iter().for_each(|key| queue.push(key))
+    });
+    let seen = aideployment::Seen {
+        children: children.clone(),
+        runtime_classes,
+        autoscalers,
+        maps,
+        references,
+    };
+    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at.clone());
+    tokio::join!(
+        watch_children,
+        watch_classes,
+        watch_autoscalers,
+        labelers,
+        aimodelmaps,
+        aideployments
+    );
 }

@@ -1,20 +1,32 @@
 //! Telling what became of an object: its status, written only where it changed, and one Event a transition.
 
 use berth_crds::conditions::{Reason, Type};
+use berth_crds::premlabs::{AIDeploymentStatus, AIModelMapStatus};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde::Serialize;
+use serde_json::json;
 
+use super::apply::timed;
+use super::children::is_older;
+use super::error::Error;
+use super::memory::Memories;
+use super::watch::{Kind, key_of, kind_of};
+use crate::context::Context;
 use crate::events::Events;
 
 /// A transition that people should hear of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// Something is wrong.
-    pub is_warning: bool,
+    is_warning: bool,
     /// Reason.
-    pub reason: Reason,
+    reason: Reason,
     /// What happened.
-    pub note: String,
+    note: String,
 }
 
 /// Reasons that only say that something is on its way.
@@ -67,12 +79,75 @@ pub fn tell(events: &Events, object: &ObjectReference, notices: Vec<Notice>) {
     }
 }
 
+/// The present moment as the API keeps it: in whole seconds.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// The status as it stands: what the watch shows, or what was written since.
+pub fn last<K: Kind, S: Clone + Default>(object: &K, shown: Option<&S>, memories: &Memories<S>) -> S {
+    let version = object.resource_version().unwrap_or_default();
+    match memories.get(&key_of(object)).status {
+        Some((written, status)) if is_older(&version, &written) => status,
+        _ => shown.cloned().unwrap_or_default(),
+    }
+}
+
+/// A status with conditions.
+pub trait Conditioned: Clone + PartialEq + Serialize {
+    /// Its conditions.
+    fn conditions(&self) -> &[Condition];
+}
+
+impl Conditioned for AIDeploymentStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+impl Conditioned for AIModelMapStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+/// Writes a status where it changed, as this field manager, and tells of transitions.
+pub async fn report<K: Kind, S: Conditioned>(
+    context: &Context,
+    manager: &str,
+    object: &K,
+    (before, status): (&S, S),
+    memories: &Memories<S>,
+) -> Result<(), Error> {
+    if status == *before {
+        return Ok(());
+    }
+    let key = key_of(object);
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        // The UID: a namesake made anew must not get the status of the one before.
+        "metadata": {"name": key.1, "uid": object.meta().uid},
+        "status": status,
+    });
+    let api: Api<K> = Api::namespaced(context.client.clone(), &key.0);
+    let params = PatchParams::apply(manager).force().validation_strict();
+    let patch = Patch::Apply(&body);
+    let call = api.patch_status(&key.1, &params, &patch);
+    let answer = timed("write status of", (kind_of::<K>(), &key.0, &key.1), call).await?;
+    let told = notices(before.conditions(), status.conditions());
+    memories.change(&key, |m| {
+        m.status = Some((answer.resource_version().unwrap_or_default(), status))
+    });
+    tell(&context.events, &object.object_ref(&()), told);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use berth_crds::conditions::{Desired, Status, merge};
-    use jiff::Timestamp;
-
     use super::*;
+    use berth_crds::conditions::{Desired, Status, merge};
 
     fn conditions(type_: Type, status: Status, reason: Reason, message: &str) -> Vec<Condition> {
         merge(

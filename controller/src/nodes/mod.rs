@@ -116,7 +116,8 @@ impl Labeler<'_> {
             return;
         }
         match write(&context.client, managers::NODES_HARDWARE, &name, &planned.uid, wanted).await {
-            Ok(()) => {
+            Ok(now) => {
+                context.cluster.observe_node(&now);
                 failures.lock().remove(&name);
                 tracing::info!(node = name, labels = wanted.len(), "hardware labels written");
             }

@@ -9,7 +9,7 @@
 //! A pod is acted on only while our gate is its last one, whoever owns it. `release` is the way out: it takes every gate of ours away.
 
 mod explain;
-mod patch;
+pub mod patch;
 mod recover;
 pub mod release;
 mod round;
@@ -19,8 +19,11 @@ use std::future::pending;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use berth_core::placement::{Decision, Fleet, decide};
+
 pub use explain::Explanations;
 
+use crate::cluster::{Picture, Pod};
 use crate::context::Context;
 use round::Rounds;
 
@@ -47,6 +50,15 @@ pub enum Outcome {
         /// Nearest miss, for people.
         message: String,
     },
+}
+
+/// Whether a waiting pod would find its node among those where `others` are, if they were gone.
+pub fn fits_without(pod: &Pod, others: &[&Pod], picture: &Picture) -> bool {
+    if others.is_empty() || pod.ask.invalid.is_some() {
+        return false;
+    }
+    let fleet = Fleet::new(view::nodes_without(others, picture, Instant::now()));
+    matches!(decide(&pod.ask, &fleet), Decision::Place { .. })
 }
 
 /// How long a burst of changes is gathered before pods are looked at.

@@ -56,6 +56,48 @@ pub fn nodes(before: Vec<NodeView>, picture: &Picture, promises: &Promises, now:
     views.into_values().collect()
 }
 
+/// The nodes on which `without` are, as they would be if those were gone: what they hold is free, and as many GPUs as they hold are empty.
+pub fn nodes_without(without: &[&Pod], picture: &Picture, now: Instant) -> Vec<NodeView> {
+    let promises = Promises::default();
+    let gone: HashSet<&PodKey> = without.iter().map(|p| &p.uid).collect();
+    let mut views: BTreeMap<&str, NodeView> = without
+        .iter()
+        .filter_map(|pod| picture.nodes.get(held_on(pod, &promises)?))
+        .map(|node| {
+            let mut view = NodeView::default();
+            refresh(&mut view, node, agent_of(node, picture), now);
+            (node.name.as_str(), view)
+        })
+        .collect();
+    for pod in picture.pods.values().filter(|p| !gone.contains(&p.uid)) {
+        if let Some(view) = held_on(pod, &promises).and_then(|node| views.get_mut(node)) {
+            hold(view, pod);
+        }
+    }
+    for pod in without {
+        if let Some(view) = held_on(pod, &promises).and_then(|node| views.get_mut(node)) {
+            empty(view, pod);
+        }
+    }
+    views.into_values().collect()
+}
+
+/// The fullest GPUs are taken to be the pod's.
+fn empty(view: &mut NodeView, pod: &Pod) {
+    let held: i64 = pod.ask.gpus().map(|(_, milli)| milli / 1000).sum();
+    let Some(hardware) = &mut view.hardware else { return };
+    for _ in 0..held {
+        let full = hardware
+            .gpus
+            .iter_mut()
+            .filter(|g| g.memory_free.is_some() && g.memory_free != g.memory_total);
+        match full.min_by_key(|g| g.memory_free) {
+            Some(gpu) => gpu.memory_free = gpu.memory_total,
+            None => return,
+        }
+    }
+}
+
 /// Marks the nodes that offer GPUs and whose agents have yet to say how those are.
 pub fn await_agents(views: &mut [NodeView], picture: &Picture) {
     for view in views {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Resources;
-use super::resources::is_gpu;
+use super::resources::{is_gpu, is_mig};
 
 /// What a pod asks of its node. Everything in it was stated by the pod; nothing is defaulted.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,7 +56,13 @@ impl Ask {
 
     /// Whether it asks something that only fresh samples can answer.
     pub fn asks_live_facts(&self) -> bool {
-        self.gpu_memory.is_some()
+        self.gpu_memory.is_some() && !self.asks_slices_alone()
+    }
+
+    /// Whether all GPUs that it asks are MIG slices. The memory of a slice is its own: how full its GPU is says nothing about it.
+    pub fn asks_slices_alone(&self) -> bool {
+        let mut asked = self.gpus().peekable();
+        asked.peek().is_some() && asked.all(|(name, _)| is_mig(name))
     }
 }
 

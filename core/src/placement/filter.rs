@@ -12,7 +12,7 @@ use super::ask::Ask;
 use super::fleet::{Digest, Fleet};
 use super::miss::Miss;
 use super::node::{Hardware, NodeView};
-use super::resources::is_gpu;
+use super::resources::{is_gpu, mig_memory};
 use super::selector::{ports_clash, tolerates_cordon, untolerated};
 use crate::facts::NvmlState;
 use crate::freshness::NODE_SILENT;
@@ -202,6 +202,15 @@ impl<'a> Asked<'a> {
 
     fn live_facts(&self, node: &'a NodeView, digest: &Digest, place: usize) -> Option<Miss<'a>> {
         let wanted = self.ask.gpu_memory?;
+        if self.ask.asks_slices_alone() {
+            let too_small = |r: &&Request<'_>| mig_memory(r.name).is_some_and(|has| has < wanted);
+            let short = self.gpus().find(too_small)?;
+            return Some(Miss::SliceMemory {
+                resource: short.name,
+                has: mig_memory(short.name)?,
+                wanted,
+            });
+        }
         let Some(hardware) = node.hardware.as_ref().filter(|h| !h.gpus.is_empty()) else {
             return Some(Miss::NoAgent);
         };

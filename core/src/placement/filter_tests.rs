@@ -515,3 +515,86 @@ fn gpus_that_nobody_has_spoken_for_yet_are_not_handed_out() {
         ),
     ]);
 }
+
+/// Slices of the example node: 7 of `1g.10gb`, 2 taken; its GPUs are nearly full, which says nothing about the slices.
+fn slices(node: &mut NodeView, ask: &mut Ask) {
+    node.allocatable = resources(&[
+        ("cpu", 64),
+        ("memory", 1 << 40),
+        ("nvidia.com/mig-1g.10gb", 7),
+        ("pods", 110),
+    ]);
+    node.used = resources(&[("nvidia.com/mig-1g.10gb", 2)]);
+    if let Some(hardware) = &mut node.hardware {
+        hardware.gpus.iter_mut().for_each(|g| g.memory_free = Some(GI));
+    }
+    ask.requests = resources(&[("nvidia.com/mig-1g.10gb", 1), ("pods", 1)]);
+}
+
+#[test]
+fn slices_are_counted_by_profile_and_their_memory_is_that_of_the_profile() {
+    check(&[
+        ("a slice is free", slices, None),
+        (
+            "more than are left",
+            |n, a| {
+                slices(n, a);
+                a.requests = resources(&[("nvidia.com/mig-1g.10gb", 6)]);
+            },
+            Some("has 5 of 6 nvidia.com/mig-1g.10gb free (7 allocatable, 2 in use or promised)"),
+        ),
+        (
+            "another profile",
+            |n, a| {
+                slices(n, a);
+                a.requests = resources(&[("nvidia.com/mig-2g.20gb", 1)]);
+            },
+            Some("has no nvidia.com/mig-2g.20gb, 1 wanted"),
+        ),
+        (
+            "of a class",
+            |n, a| {
+                slices(n, a);
+                a.classes = vec!["h100".into()];
+            },
+            None,
+        ),
+        (
+            "of another class",
+            |n, a| {
+                slices(n, a);
+                a.classes = vec!["a100".into()];
+            },
+            Some("is of class h100, not a100"),
+        ),
+        (
+            "memory that a slice has, on full GPUs and without fresh samples",
+            |n, a| {
+                slices(n, a);
+                a.gpu_memory = Some(8 * GI);
+                if let Some(hardware) = &mut n.hardware {
+                    hardware.gpus[0].memory_free = None;
+                }
+            },
+            None,
+        ),
+        (
+            "memory that it does not have",
+            |n, a| {
+                slices(n, a);
+                a.gpu_memory = Some(12 * GI);
+            },
+            Some("nvidia.com/mig-1g.10gb has 10Gi of memory, 12Gi wanted"),
+        ),
+        (
+            "on a GPU that is not well",
+            |n, a| {
+                slices(n, a);
+                if let Some(hardware) = &mut n.hardware {
+                    hardware.gpus[0].state = GpuState::Unhealthy;
+                }
+            },
+            Some("GPU-0 is Unhealthy"),
+        ),
+    ]);
+}

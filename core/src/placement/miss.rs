@@ -126,6 +126,15 @@ pub enum Miss<'a> {
         /// Wanted bytes.
         wanted: u64,
     },
+    /// The MIG slices that are asked have less memory than is asked.
+    SliceMemory {
+        /// Resource of the slices.
+        resource: &'a str,
+        /// Bytes of one.
+        has: u64,
+        /// Wanted bytes.
+        wanted: u64,
+    },
     /// kube-scheduler's words when it refused a pod of the same owner.
     Refused(&'a str),
 }
@@ -144,7 +153,11 @@ impl Miss<'_> {
             Self::Resource { .. } => Stage::Resources,
             Self::HostPort(_) => Stage::HostPorts,
             Self::Nvml(_) | Self::UnhealthyGpu(_) | Self::MissingGpus(_) => Stage::Health,
-            Self::NoAgent | Self::AgentSilent(_) | Self::NoSample(_) | Self::GpuMemory { .. } => Stage::LiveFacts,
+            Self::NoAgent
+            | Self::AgentSilent(_)
+            | Self::NoSample(_)
+            | Self::GpuMemory { .. }
+            | Self::SliceMemory { .. } => Stage::LiveFacts,
             Self::Refused(_) => Stage::Refused,
         }
     }
@@ -154,7 +167,9 @@ impl Miss<'_> {
     pub fn shortfall(&self) -> f64 {
         match self {
             Self::Resource { wanted, left, .. } => 1.0 - (*left).max(0) as f64 / (*wanted).max(1) as f64,
-            Self::GpuMemory { free, wanted, .. } => 1.0 - *free as f64 / (*wanted).max(1) as f64,
+            Self::GpuMemory { free: has, wanted, .. } | Self::SliceMemory { has, wanted, .. } => {
+                1.0 - *has as f64 / (*wanted).max(1) as f64
+            }
             Self::ComputeCapability { has, wanted } => {
                 let number = |(major, minor): (u32, u32)| f64::from(major) + f64::from(minor) / 10.0;
                 1.0 - has.map_or(0.0, number) / number(*wanted).max(0.1)
@@ -196,6 +211,7 @@ impl Miss<'_> {
             Self::Nvml(_) | Self::UnhealthyGpu(_) | Self::MissingGpus(_) => "with GPUs that are not ready".into(),
             Self::NoAgent | Self::AgentSilent(_) | Self::NoSample(_) => "without live facts".into(),
             Self::GpuMemory { .. } => "short of free GPU memory".into(),
+            Self::SliceMemory { resource, .. } => format!("with slices {resource} that are too small"),
             Self::Refused(_) => "where the scheduler refused a pod of the same owner".into(),
         }
     }
@@ -270,6 +286,9 @@ impl fmt::Display for Miss<'_> {
             Self::NoSample(gpu) => write!(f, "{} has no fresh sample of its free memory", gpu.uuid),
             Self::GpuMemory { uuid, free, wanted } => {
                 write!(f, "{uuid} has {} free, {} wanted", bytes(*free), bytes(*wanted))
+            }
+            Self::SliceMemory { resource, has, wanted } => {
+                write!(f, "{resource} has {} of memory, {} wanted", bytes(*has), bytes(*wanted))
             }
             Self::Refused(words) => write!(f, "refused a pod of the same owner: {words}"),
         }

@@ -52,8 +52,51 @@ pub fn is_gpu(resource: &str) -> bool {
     matches!(
         resource,
         "nvidia.com/gpu" | "nvidia.com/gpu.shared" | "amd.com/gpu" | "gpu.intel.com/i915" | "gpu.intel.com/xe"
-    ) || resource.starts_with("nvidia.com/mig-")
+    ) || is_mig(resource)
 }
+
+/// Whether a resource stands for MIG slices of one profile, as NVIDIA's device plugin names them with its strategy `mixed`.
+pub fn is_mig(resource: &str) -> bool {
+    resource.starts_with(MIG_PREFIX)
+}
+
+/// Resource of the MIG slices of a profile: `1g.10gb` → `nvidia.com/mig-1g.10gb`, `1g.10gb+me` → `nvidia.com/mig-1g.10gb.me`.
+/// `None`: it is no profile. The grammar is that of the driver's names: `[<c>c.]<g>g.<n>gb` and attributes after `+` (`+me`,
+/// `+me.all`, `+gfx`), also `-me`.
+pub fn mig_resource(profile: &str) -> Option<String> {
+    let is_number = |text: &str, last: char| {
+        let digits = text.strip_suffix(last).unwrap_or_default();
+        (1..=4).contains(&digits.len()) && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    let end = profile.find(['+', '-']).unwrap_or(profile.len());
+    let (slices, attribute) = profile.split_at(end);
+    let is_attribute = |text: &str| {
+        let word = |w: &str| !w.is_empty() && w.len() <= 8 && w.bytes().all(|b| b.is_ascii_lowercase());
+        text.split('.').count() <= 2 && text.split('.').all(word)
+    };
+    let parts: Vec<&str> = slices.split('.').collect();
+    let (compute, rest) = match parts.as_slice() {
+        [compute, rest @ ..] if rest.len() == 2 => (Some(*compute), rest),
+        rest => (None, rest),
+    };
+    let [gpu, memory] = rest else { return None };
+    let valid = compute.is_none_or(|c| is_number(c, 'c'))
+        && is_number(gpu, 'g')
+        && memory.strip_suffix('b').is_some_and(|m| is_number(m, 'g'))
+        && (attribute.is_empty() || is_attribute(&attribute[1..]));
+    // The plugin writes the driver's `+` as a dot, which a resource name may hold; `-` stays.
+    valid.then(|| format!("{MIG_PREFIX}{}", profile.replace('+', ".")))
+}
+
+/// Memory of one slice by its name, in bytes: a slice has it to itself, so this is what is free when it is handed out. NVIDIA rounds the
+/// number in the name up, to whole GiB.
+pub fn mig_memory(resource: &str) -> Option<u64> {
+    let profile = resource.strip_prefix(MIG_PREFIX)?;
+    let gb = profile.split(['.', '-']).find_map(|part| part.strip_suffix("gb"))?;
+    Some(gb.parse::<u64>().ok()?.saturating_mul(1 << 30))
+}
+
+const MIG_PREFIX: &str = "nvidia.com/mig-";
 
 /// An amount of a resource for people: `24Gi` of memory, `1.5` of cpu, `2` of anything that is counted.
 pub fn amount(resource: &str, milli: i64) -> String {
@@ -97,6 +140,32 @@ mod tests {
         ] {
             assert_eq!(amount(resource, milli), want, "{milli} of {resource}");
         }
+    }
+
+    #[test]
+    fn profiles_become_the_names_of_the_device_plugin() {
+        for (profile, want) in [
+            ("1g.10gb", Some("nvidia.com/mig-1g.10gb")),
+            ("7g.141gb", Some("nvidia.com/mig-7g.141gb")),
+            ("1g.10gb+me", Some("nvidia.com/mig-1g.10gb.me")),
+            ("1g.24gb+me.all", Some("nvidia.com/mig-1g.24gb.me.all")),
+            ("1g.24gb-me", Some("nvidia.com/mig-1g.24gb-me")),
+            ("1c.3g.40gb", Some("nvidia.com/mig-1c.3g.40gb")),
+            ("", None),
+            ("h100", None),
+            ("1g", None),
+            ("1g.10GB", None),
+            ("0g.10gb", None),
+            ("1g.10gb+", None),
+            ("1g.10gb+me/../x", None),
+            ("g.gb", None),
+            ("nvidia.com/mig-1g.10gb", None),
+            ("1g.10gb.me", None),
+        ] {
+            assert_eq!(mig_resource(profile).as_deref(), want, "{profile}");
+        }
+        assert_eq!(mig_memory("nvidia.com/mig-1c.3g.40gb.me"), Some(40 << 30));
+        assert_eq!(mig_memory("nvidia.com/gpu"), None);
     }
 
     #[test]

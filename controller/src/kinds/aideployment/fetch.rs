@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use berth_crds::conditions::Reason;
 use berth_crds::premlabs::keys;
 
 use super::build::engines::config_map_name;
@@ -22,6 +23,14 @@ pub struct Observed {
     pub config_map: Option<Child>,
     /// Its pods that are not finished and not being deleted, by name, each with what placement concluded on it.
     pub pods: Vec<(Pod, Option<Outcome>)>,
+    /// Pods of the Deployment that are being deleted and still have their node.
+    pub leaving: usize,
+    /// A pod of one version of the template fits nowhere, and would if the pods of the other versions were gone.
+    pub fits_without_others: bool,
+    /// HorizontalPodAutoscaler that drives the Deployment.
+    pub autoscaler: Option<String>,
+    /// Its HTTPRoutes; `None`: the API is not installed.
+    pub http_routes: Option<Vec<Child>>,
     /// RuntimeClasses of the cluster; `None`: not known.
     pub runtime_classes: Option<BTreeSet<String>>,
 }
@@ -38,16 +47,54 @@ pub fn fetch(
         service: children.get(Kind::Service, key),
         ingress: children.get(Kind::Ingress, key),
         config_map: children.get(Kind::ConfigMap, &(key.0.clone(), config_map_name(&key.1))),
+        leaving: of_deployment(key, picture)
+            .filter(|pod| pod.terminating && pod.node.is_some())
+            .count(),
+        fits_without_others: fits_without_others(key, picture),
+        autoscaler: None,
+        http_routes: children
+            .is_served(Kind::HttpRoute)
+            .then(|| children.named_after(Kind::HttpRoute, key)),
         pods: pods(key, picture),
         runtime_classes,
     }
 }
 
-fn pods(key: &ObjectKey, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
+/// Whether it takes no more than the pods of the other versions to go for a waiting pod to find a node. Where it takes something else,
+/// such as a node of a class that there is none of, taking running pods away would help nobody.
+fn fits_without_others(key: &ObjectKey, picture: &Picture) -> bool {
+    let no_fit = |pod: &&Pod| {
+        let outcome = picture.outcomes.get(&pod.uid);
+        let waits = |o: &Outcome| {
+            matches!(
+                o,
+                Outcome::Waiting {
+                    reason: Reason::NoFit,
+                    ..
+                }
+            )
+        };
+        pod.waits_for_us() && outcome.is_some_and(waits)
+    };
+    let mut waiting = of_deployment(key, picture).filter(|p| !p.terminating).filter(no_fit);
+    waiting.any(|pod| {
+        let version = pod.labels.get("pod-template-hash");
+        let others: Vec<&Pod> = of_deployment(key, picture)
+            .filter(|p| p.labels.get("pod-template-hash") != version && !p.terminating)
+            .collect();
+        crate::placement::fits_without(pod, &others, picture)
+    })
+}
+
+fn of_deployment<'a>(key: &'a ObjectKey, picture: &'a Picture) -> impl Iterator<Item = &'a Pod> {
     let uids = picture.pods_of.get(key).into_iter().flatten();
-    let mut pods: Vec<_> = uids
-        .filter_map(|uid| picture.pods.get(uid))
-        .filter(|pod| !pod.terminating && is_of_deployment(pod, &key.1))
+    uids.filter_map(|uid| picture.pods.get(uid))
+        .filter(|pod| is_of_deployment(pod, &key.1))
+}
+
+fn pods(key: &ObjectKey, picture: &Picture) -> Vec<(Pod, Option<Outcome>)> {
+    let mut pods: Vec<_> = of_deployment(key, picture)
+        .filter(|pod| !pod.terminating)
         .map(|pod| (pod.clone(), picture.outcomes.get(&pod.uid).cloned()))
         .collect();
     pods.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
@@ -119,5 +166,73 @@ mod tests {
             ..pod("m-x-2", "m-x")
         });
         assert!(cluster.read().pods_of.is_empty());
+    }
+
+    /// A one-GPU node with `old` on it, and a waiting pod of another version.
+    fn full_node(new: impl FnOnce(&mut Pod)) -> Cluster {
+        let gpus = |n: i64| berth_core::placement::Resources([("nvidia.com/gpu".to_owned(), n * 1000)].into());
+        let versioned = |name: &str, version: &str| {
+            let mut pod = pod(name, "m-x");
+            pod.labels.insert("pod-template-hash".into(), version.into());
+            pod.requests = gpus(1);
+            pod.ask.requests = gpus(1);
+            pod
+        };
+        let cluster = Cluster::new();
+        cluster.apply_node(crate::cluster::Node {
+            name: "n".into(),
+            allocatable: gpus(1),
+            ..Default::default()
+        });
+        cluster.apply_pod(Pod {
+            node: Some("n".into()),
+            ready: true,
+            ..versioned("m-x-old", "a")
+        });
+        let mut waiting = Pod {
+            gates: vec![berth_crds::names::GATE.into()],
+            ..versioned("m-x-new", "b")
+        };
+        new(&mut waiting);
+        cluster.apply_pod(waiting);
+        let message = "no".into();
+        let reason = Reason::NoFit;
+        cluster.set_outcome(&"m-x-new".to_owned(), Outcome::Waiting { reason, message });
+        cluster
+    }
+
+    fn fits_without_others(cluster: &Cluster) -> bool {
+        let key = ("shop".to_owned(), "m".to_owned());
+        fetch(&key, &Children::default(), &cluster.read(), None).fits_without_others
+    }
+
+    #[test]
+    fn old_pods_are_in_the_way_only_where_their_going_helps() {
+        assert!(fits_without_others(&full_node(|_| {})));
+        let of_class = full_node(|new| new.ask.classes = vec!["b200".into()]);
+        assert!(
+            !fits_without_others(&of_class),
+            "no node has the class, with or without them"
+        );
+        let two = full_node(|new| {
+            new.ask.requests.0.insert("nvidia.com/gpu".into(), 2000);
+        });
+        assert!(!fits_without_others(&two), "the node has one GPU in all");
+        let same = full_node(|new| {
+            new.labels.insert("pod-template-hash".into(), "a".into());
+        });
+        assert!(
+            !fits_without_others(&same),
+            "more replicas of one version are no rollout"
+        );
+    }
+
+    #[test]
+    fn what_was_concluded_before_a_sibling_went_is_open_again() {
+        let cluster = full_node(|_| {});
+        cluster.delete_pod(&"m-x-old".to_owned());
+        let key = ("shop".to_owned(), "m".to_owned());
+        let observed = fetch(&key, &Children::default(), &cluster.read(), None);
+        assert_eq!(observed.pods[0].1, None);
     }
 }

@@ -1,9 +1,11 @@
 //! AIDeployments for tests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::PlacementPolicy;
+use berth_crds::premlabs::{AIDeployment, AIModelMap};
+use kube::core::DeserializeGuard;
 use serde_json::{Value, json};
 
 use super::build::{Children, build};
@@ -12,6 +14,7 @@ use super::models::Maps;
 use super::validate::{Defaults, Surroundings, Validated, validate};
 use crate::kinds::problems::Problems;
 use crate::kinds::subset::pruned;
+use crate::kinds::watch::key_of;
 
 /// An AIDeployment `name` in namespace `shop` with this spec in YAML.
 pub fn aideployment(name: &str, spec: &str) -> AIDeployment {
@@ -29,11 +32,28 @@ pub fn from_json(name: &str, spec: Value) -> AIDeployment {
     .unwrap()
 }
 
+/// An AIModelMap.
+pub fn model_map(namespace: &str, name: &str, spec: Value) -> AIModelMap {
+    serde_json::from_value(json!({
+        "apiVersion": "premlabs.io/v1alpha1", "kind": "AIModelMap",
+        "metadata": {"name": name, "namespace": namespace, "uid": format!("uid-of-{name}"), "generation": 1},
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+/// As an AIDeployment finds them.
+pub fn maps(maps: impl IntoIterator<Item = AIModelMap>) -> Maps {
+    let entry = |map: AIModelMap| (key_of(&map), Arc::new(DeserializeGuard(Ok(map))));
+    maps.into_iter().map(entry).collect()
+}
+
 /// What an installation sets that sets nothing.
 pub fn defaults() -> Defaults {
     Defaults {
         policy: PlacementPolicy::Managed,
         images: BTreeMap::new(),
+        gpu_tolerations: vec![],
     }
 }
 

@@ -9,47 +9,64 @@ pub mod build;
 pub mod fetch;
 #[cfg(test)]
 pub mod fixtures;
+pub mod inputs;
 pub mod models;
+pub mod references;
 pub mod serve;
 pub mod status;
 pub mod validate;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_crds::names;
-use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
+use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus, AIModelMap};
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use kube::core::DynamicObject;
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
 
 use self::build::Children as Wanted;
 use self::fetch::Observed;
 use self::models::Maps;
+use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
-use super::apply::{Applied, Intent, Writer, timed};
-use super::children::{Children, Kind};
+use super::adoption::Terms;
+use super::apply::{Applied, Decision, Intent, Writer, decide, timed};
+use super::autoscalers::Autoscalers;
+use super::children::{Child, Children, Kind};
 use super::error::{Class, Error};
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
-use super::status::{notices, tell};
+use super::watch::Objects;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
 
 /// Failures of the API server in a row after which the status tells of them: fewer are no news.
 const TRANSIENT_TRIES: u32 = 3;
 
-/// What every look at an AIDeployment is given.
-pub struct Room {
-    /// The controller's handles.
-    pub context: Context,
+/// What is watched for AIDeployments besides pods.
+pub struct Seen {
     /// Children of all kinds.
     pub children: Arc<Children>,
     /// RuntimeClasses of the cluster.
     pub runtime_classes: Arc<RuntimeClasses>,
+    /// HorizontalPodAutoscalers of the cluster.
+    pub autoscalers: Arc<Autoscalers>,
+    /// All AIModelMaps.
+    pub maps: Arc<Objects<AIModelMap>>,
+    /// Who refers to which of them; a map's change is told by it.
+    pub references: Arc<References>,
+}
+
+/// What every look at an AIDeployment is given.
+pub struct Room {
+    /// The controller's handles.
+    pub context: Context,
+    /// What the installation sets.
+    pub defaults: Defaults,
+    /// What is watched.
+    pub seen: Seen,
     /// What is remembered between looks.
     pub memories: Memories<AIDeploymentStatus>,
 }
@@ -63,22 +80,31 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let paused = object.annotations().contains_key(names::PAUSED);
     let observed = observe(&key, room);
-    let defaults = Defaults {
-        policy: room.context.settings.placement_default,
-        images: BTreeMap::new(),
-    };
+    let maps = maps(&key, object, room);
     let around = Surroundings {
-        defaults: &defaults,
-        maps: &Maps::default(),
+        defaults: &room.defaults,
+        maps: &maps,
     };
     let (acceptance, outcome) = match validate(object, around) {
         _ if paused => (Acceptance::Paused, Ok(())),
         Err(problems) => (Acceptance::Invalid(problems), Ok(())),
         Ok(model) => {
-            let outcome = apply(&model, &observed, room).await;
+            let inputs = inputs::map_inputs(&key, &object.spec, &maps);
+            let terms = Terms {
+                inputs: &inputs,
+                replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
+                ..Terms::of(&object.metadata, room.seen.children.contests(), super::status::now())
+            };
+            let outcome = apply(&model, &observed, terms, room).await;
             let acceptance = match &outcome {
+                Ok(()) if lacks_gateways(&model, &observed) => Acceptance::ApiNotInstalled(
+                    "spec.gateway: the Gateway API (httproutes.gateway.networking.k8s.io/v1) is not installed in this cluster; \
+                     install it, or publish by an Ingress"
+                        .into(),
+                ),
                 Ok(()) => Acceptance::Valid(model.ignored),
                 Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
                 Err(error) => {
                     let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
                     if error.class() == Class::Transient && is_brief {
@@ -90,51 +116,115 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
             (acceptance, outcome)
         }
     };
+    let contest = match &outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
+    };
+    // The original wipes conditions whenever it writes its status, and writes it whenever it sees ours change: told once is enough.
+    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+        return outcome;
+    }
     report(object, &key, &acceptance, room).await?;
+    room.memories.change(&key, |m| m.contest_told = contest);
     outcome
 }
 
+/// The maps that the spec names. One that is being deleted counts until it is gone: its owner may wait for children that are still in use.
+fn maps(key: &ObjectKey, object: &AIDeployment, room: &Room) -> Maps {
+    let referred = models::referred(&key.0, &object.spec);
+    referred
+        .into_iter()
+        .filter_map(|key| Some((room.seen.maps.get(&key)?, key)))
+        .map(|(map, key)| (key, map))
+        .collect()
+}
+
 fn observe(key: &ObjectKey, room: &Room) -> Observed {
-    let runtime_classes = room.runtime_classes.names();
-    fetch::fetch(key, &room.children, &room.context.cluster.read(), runtime_classes)
+    let Seen {
+        children,
+        runtime_classes,
+        autoscalers,
+        ..
+    } = &room.seen;
+    let mut observed = fetch::fetch(key, children, &room.context.cluster.read(), runtime_classes.names());
+    observed.autoscaler = autoscalers.of(key);
+    observed
+}
+
+/// Whether HTTPRoutes are wanted where nobody serves them.
+fn lacks_gateways(model: &Validated, observed: &Observed) -> bool {
+    !model.gateways.is_empty() && observed.http_routes.is_none()
 }
 
 /// The engine's files go first: the pods mount them. The Deployment is next: it is the child that the API server refuses most easily, and after a refused edit Service and Ingress
 /// must still point at what serves. The Ingress goes last, as it sends traffic from outside to the other two.
-async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<(), Error> {
+async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &Room) -> Result<(), Error> {
     let key = (model.namespace.clone(), model.name.clone());
     let memory = room.memories.get(&key);
     let writer = Writer {
         client: &room.context.client,
         manager: names::managers::AIDEPLOYMENT,
         owner: &model.owner,
+        terms,
     };
     let Wanted {
         config_map,
         deployment,
         service,
         ingress,
+        http_routes,
     } = build::build(model, observed);
-    let wanted = [
+    let lacks_gateways = lacks_gateways(model, observed);
+    let mut wanted = vec![
         (Kind::ConfigMap, config_map.as_ref().map(as_value), &observed.config_map),
         (Kind::Deployment, Some(as_value(&deployment)), &observed.deployment),
         (Kind::Service, Some(as_value(&service)), &observed.service),
         (Kind::Ingress, ingress.as_ref().map(as_value), &observed.ingress),
     ];
+    let seen_routes: Vec<Option<Child>> = observed.http_routes.iter().flatten().cloned().map(Some).collect();
+    let named = |name: &Value| {
+        seen_routes
+            .iter()
+            .find(|c| c.as_ref().is_some_and(|c| c.object["metadata"]["name"] == *name))
+    };
+    if !lacks_gateways {
+        for route in &http_routes {
+            wanted.push((
+                Kind::HttpRoute,
+                Some(route.clone()),
+                named(&route["metadata"]["name"]).unwrap_or(&None),
+            ));
+        }
+        let is_wanted = |child: &Child| {
+            http_routes
+                .iter()
+                .any(|r| r["metadata"]["name"] == child.object["metadata"]["name"])
+        };
+        let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
+        wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
+    }
     for (kind, object, seen) in &wanted {
         let (kind, Some(object)) = (*kind, object) else {
             continue;
         };
         let intent = Intent::new(kind, &model.owner, object.clone());
-        let settled = memory.settled.get(&kind).cloned().unwrap_or_default();
+        let slot = (kind, intent.name.clone());
+        let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
+        if let (Kind::Deployment, Some(seen), None) =
+            (kind, seen, object.pointer("/spec/replicas").filter(|n| !n.is_null()))
+            && decide(&intent, &model.owner, Some(seen), &settled) == Decision::Update
+        {
+            hand_over_replicas(&writer, &intent, seen).await?;
+        }
         match writer.apply(&intent, seen.as_ref(), &settled).await? {
             Applied::Kept => {}
             Applied::Written { child, settled } => {
                 tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
                 let child_key = (intent.namespace.clone(), intent.name.clone());
-                room.children.observe(kind, &child_key, &child);
+                room.seen.children.observe(kind, &child_key, &child);
                 room.memories.change(&key, |m| {
-                    m.settled.insert(kind, settled);
+                    m.settled.insert(slot, settled);
                 });
             }
         }
@@ -142,6 +232,10 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
     // What is no longer wanted goes last, when nothing points at it any more.
     for (kind, object, seen) in &wanted {
         let (None, Some(seen)) = (object, seen) else { continue };
+        if *kind == Kind::Ingress && lacks_gateways {
+            // It still publishes what nothing else can.
+            continue;
+        }
         let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
         if writer.prune(*kind, &key.0, name, Some(seen)).await? {
             tracing::info!(
@@ -155,6 +249,32 @@ async fn apply(model: &Validated, observed: &Observed, room: &Room) -> Result<()
     Ok(())
 }
 
+/// Makes the number of replicas another manager's before ours lets go of it: what nobody owns falls back to 1. An autoscaler that has
+/// not scaled yet owns nothing. The version is that of the number: a change in between is not undone.
+async fn hand_over_replicas(writer: &Writer<'_>, intent: &Intent, seen: &Child) -> Result<(), Error> {
+    let Some(replicas) = seen.object.pointer("/spec/replicas").and_then(Value::as_i64) else {
+        return Ok(());
+    };
+    let resource = intent.kind.resource();
+    let body = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {"name": intent.name, "namespace": intent.namespace, "uid": seen.uid, "resourceVersion": seen.resource_version},
+        "spec": {"replicas": replicas},
+    });
+    let api: Api<DynamicObject> = Api::namespaced_with(writer.client.clone(), &intent.namespace, &resource);
+    let params = PatchParams::apply(names::managers::SCALING).force().validation_strict();
+    let what = (intent.kind.as_str(), intent.namespace.as_str(), intent.name.as_str());
+    let patch = Patch::Apply(&body);
+    timed(
+        "hand over the replicas of",
+        what,
+        api.patch(&intent.name, &params, &patch),
+    )
+    .await?;
+    Ok(())
+}
+
 fn as_value(object: &impl serde::Serialize) -> serde_json::Value {
     serde_json::to_value(object).expect("plain data with text keys always serialises")
 }
@@ -163,54 +283,17 @@ fn as_value(object: &impl serde::Serialize) -> serde_json::Value {
 async fn report(object: &AIDeployment, key: &ObjectKey, acceptance: &Acceptance, room: &Room) -> Result<(), Error> {
     // What was just applied counts, so it is read again.
     let observed = observe(key, room);
-    let before = last_status(object, key, room);
-    let now = Timestamp::now();
+    let mut before = super::status::last(object, object.status.as_ref(), &room.memories);
+    // An empty message is none.
+    before.err_msg = before.err_msg.filter(|m| !m.is_empty());
     let status = status::status(&View {
         name: &key.1,
         generation: object.metadata.generation,
         acceptance,
         observed: &observed,
         before: &before,
-        // The API keeps whole seconds.
-        now: Timestamp::from_second(now.as_second()).unwrap_or(now),
+        now: super::status::now(),
     });
-    if status == before {
-        return Ok(());
-    }
-    let body = json!({
-        "apiVersion": AIDeployment::api_version(&()),
-        "kind": AIDeployment::kind(&()),
-        // The UID: a namesake made anew must not get the status of the one before.
-        "metadata": {"name": key.1, "uid": object.metadata.uid},
-        "status": status,
-    });
-    let api: Api<AIDeployment> = Api::namespaced(room.context.client.clone(), &key.0);
-    let params = PatchParams::apply(names::managers::AIDEPLOYMENT_STATUS)
-        .force()
-        .validation_strict();
-    let patch = Patch::Apply(&body);
-    let call = api.patch_status(&key.1, &params, &patch);
-    let answer = timed("write status of", ("AIDeployment", &key.0, &key.1), call).await?;
-    room.memories.change(key, |m| {
-        m.status = Some((answer.resource_version().unwrap_or_default(), status.clone()));
-    });
-    let reference: ObjectReference = object.object_ref(&());
-    tell(
-        &room.context.events,
-        &reference,
-        notices(&before.conditions, &status.conditions),
-    );
-    Ok(())
-}
-
-/// The status as it stands: what the watch shows, or what was written since. An empty message is none.
-fn last_status(object: &AIDeployment, key: &ObjectKey, room: &Room) -> AIDeploymentStatus {
-    let written = room.memories.get(key).status;
-    let shown = object.resource_version().unwrap_or_default();
-    let mut status = match written {
-        Some((version, status)) if super::children::is_older(&shown, &version) => status,
-        _ => object.status.clone().unwrap_or_default(),
-    };
-    status.err_msg = status.err_msg.filter(|m| !m.is_empty());
-    status
+    let manager = names::managers::AIDEPLOYMENT_STATUS;
+    super::status::report(&room.context, manager, object, (&before, status), &room.memories).await
 }

@@ -1,155 +1,87 @@
-//! When an AIDeployment is looked at: on its own events, on those of its children and pods, on RuntimeClasses, and again after failures.
+//! When an AIDeployment is looked at: on its own events, on those of its children, its pods and the AIModelMaps that it refers to, on
+//! RuntimeClasses, and again after failures.
 
-use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_crds::premlabs::AIDeployment;
-use futures::{Stream, StreamExt, stream};
-use kube::core::DeserializeGuard;
-use kube::runtime::controller::{Action, Error as ApplierError, ReconcileRequest};
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{Config, WatchStreamExt, applier, watcher as watch_stream};
-use kube::{Api, Resource, ResourceExt};
+use berth_crds::names;
+use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
+use futures::stream;
 
-use super::{Room, reconcile};
-use crate::cluster::{ObjectKey, Queue};
+use super::validate::Defaults;
+use super::{Room, Seen, reconcile};
+use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
-use crate::kinds::children::{Children, OwnerKey};
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
-use crate::kinds::runtime_classes::RuntimeClasses;
+use crate::kinds::unreadable;
+use crate::kinds::watch::{self, News, batches};
 
-/// As watched: an object that cannot be read does not stop the watch of all others.
-type Guarded = DeserializeGuard<AIDeployment>;
-
-/// Objects looked at at the same time. Each has at most one request open, so this bounds what an ailing API server has to bear.
-const CONCURRENCY: u16 = 8;
-/// A change seldom comes alone; this long the others are waited for.
-const DEBOUNCE: Duration = Duration::from_millis(50);
-/// Every object is looked at this often whatever happens, with up to as much again at random: watches can miss.
-const HEARTBEAT: Duration = Duration::from_secs(600);
+/// Longest wait for HorizontalPodAutoscalers before the first look.
+const AUTOSCALERS_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
 const RUNTIME_CLASSES_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks whether the pods are complete.
+const PODS_WAIT: Duration = Duration::from_millis(50);
 
-/// Serves AIDeployments, until the process ends.
-pub async fn run(
-    context: Context,
-    children: Arc<Children>,
-    runtime_classes: Arc<RuntimeClasses>,
-    changed: Arc<Queue<OwnerKey>>,
-) {
+/// Serves AIDeployments, until the process ends; `wakes` are those that others found to be looked at.
+pub async fn run(context: Context, seen: Seen, wakes: Arc<Queue<ObjectKey>>) {
     let room = Arc::new(Room {
+        defaults: Defaults::of(&context.settings),
         context: context.clone(),
-        children,
-        runtime_classes: runtime_classes.clone(),
+        seen,
         memories: Memories::default(),
     });
-    let (store, writer) = reflector::store::<Guarded>();
-    let own = watch_stream(Api::<Guarded>::all(context.client.clone()), watcher::Config::default())
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
-        .reflect(writer)
-        .flat_map({
-            let (room, store) = (room.clone(), store.clone());
-            move |event| stream::iter(own_event(event, &room, &store))
-        });
-    let owned = batches(changed).filter_map(|owner| {
-        let ours = owner.kind.is_empty() || owner.kind == AIDeployment::kind(&());
-        std::future::ready(ours.then_some(owner.key))
-    });
-    let pods = stream::unfold(context.cluster.clone(), |cluster| async move {
-        let batch = cluster.aideployments.next_batch(Duration::ZERO).await;
-        Some((stream::iter(batch), cluster))
-    })
-    .flatten();
-
-    // What a look needs has to be there before the first of them, or it would see children and pods gone.
-    room.children.wait_synced().await;
-    let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, runtime_classes.wait_synced()).await;
-    while !context.cluster.read().pods_synced {
-        tokio::time::sleep(DEBOUNCE).await;
-    }
-    let keys = stream::select(own, stream::select(owned, pods));
-    let requests = keys.map(|key| Ok::<_, Infallible>(reference(&key)));
-    let config = Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
-    applier(look, after_failure, room, store, requests, config)
-        .for_each(|result| {
-            match result {
-                // Children and pods outlive their object by a moment; failures were told where they were classed.
-                Ok(_) | Err(ApplierError::ObjectNotFound(_) | ApplierError::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::debug!(%error, "a look at an AIDeployment was not taken"),
-            }
-            std::future::ready(())
-        })
-        .await;
+    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster)));
+    watch::serve(context.client, room, Arc::default(), wakes).await;
 }
 
-fn look(
-    object: Arc<Guarded>,
-    room: Arc<Room>,
-) -> std::pin::Pin<Box<dyn Future<Output = Result<Action, Error>> + Send>> {
-    Box::pin(async move {
-        let object = match &object.0 {
-            Ok(object) => object,
-            Err(invalid) => {
-                let meta = &invalid.metadata;
-                tracing::warn!(namespace = ?meta.namespace, name = ?meta.name, error = %invalid.error,
-                    "AIDeployment cannot be read; it is left alone until it changes");
-                return Ok(Action::await_change());
-            }
+/// AIDeployments of which pods changed.
+struct Pods(Arc<Cluster>);
+
+impl AsRef<Queue<ObjectKey>> for Pods {
+    fn as_ref(&self) -> &Queue<ObjectKey> {
+        &self.0.aideployments
+    }
+}
+
+impl watch::Room for Room {
+    type Object = AIDeployment;
+    type Status = AIDeploymentStatus;
+
+    fn memories(&self) -> &Memories<AIDeploymentStatus> {
+        &self.memories
+    }
+
+    async fn ready(&self) {
+        let seen = &self.seen;
+        seen.children.wait_synced().await;
+        seen.maps.wait_synced().await;
+        // Without them a Deployment that is driven by another is taken back for a moment.
+        let _ = tokio::time::timeout(AUTOSCALERS_WAIT, seen.autoscalers.wait_synced()).await;
+        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, seen.runtime_classes.wait_synced()).await;
+        while !self.context.cluster.read().pods_synced {
+            tokio::time::sleep(PODS_WAIT).await;
+        }
+    }
+
+    fn news(&self, news: News<'_, AIDeployment>) {
+        self.seen.references.news(&news);
+    }
+
+    async fn unreadable(&self, key: &ObjectKey) -> Result<(), Error> {
+        let kind = unreadable::Kind {
+            name: "AIDeployment",
+            manager: names::managers::AIDEPLOYMENT_STATUS,
+            own_fields: |status, message| {
+                status.insert("status".into(), "Failed".into());
+                status.insert("errMsg".into(), message.into());
+            },
         };
-        // Boxed for its size: it holds whole objects across its requests.
-        Box::pin(reconcile(object, &room)).await?;
-        room.memories.change(&key_of(object), |m| m.attempts = 0);
-        Ok(Action::requeue(HEARTBEAT.mul_f64(1.0 + rand::random::<f64>())))
-    })
-}
-
-fn after_failure(object: Arc<Guarded>, error: &Error, room: Arc<Room>) -> Action {
-    let key = key_of(object.as_ref());
-    let class = error.class();
-    let wait = room.memories.failed(&key, class, rand::random());
-    tracing::warn!(namespace = key.0, name = key.1, ?class, ?wait, %error, "AIDeployment is not as it should be");
-    Action::requeue(wait)
-}
-
-/// The objects that an event gives rise to look at. During a (re)list the store still shows what was before it, so the list is looked at
-/// when it is complete.
-fn own_event(event: Result<Event<Guarded>, watcher::Error>, room: &Room, store: &Store<Guarded>) -> Vec<ObjectKey> {
-    match event {
-        Ok(Event::Apply(object)) => vec![key_of(&object)],
-        Ok(Event::Delete(object)) => {
-            room.memories.forget(&key_of(&object));
-            vec![]
-        }
-        Ok(Event::InitDone) => {
-            let listed: BTreeSet<ObjectKey> = store.state().iter().map(|o| key_of(o.as_ref())).collect();
-            room.memories.retain(|key| listed.contains(key));
-            listed.into_iter().collect()
-        }
-        Ok(Event::Init | Event::InitApply(_)) => vec![],
-        Err(error) => {
-            tracing::warn!(%error, watch = "AIDeployment", "watch broke; it is taken up again");
-            vec![]
-        }
+        unreadable::report::<AIDeployment>(&self.context, kind, key).await
     }
-}
 
-fn batches<K: Ord + Clone + Send + 'static>(queue: Arc<Queue<K>>) -> impl Stream<Item = K> {
-    stream::unfold(queue, |queue| async move {
-        let batch = queue.next_batch(Duration::ZERO).await;
-        Some((stream::iter(batch), queue))
-    })
-    .flatten()
-}
-
-fn reference((namespace, name): &ObjectKey) -> ReconcileRequest<Guarded> {
-    ReconcileRequest::from(ObjectRef::new(name).within(namespace))
-}
-
-fn key_of(object: &impl ResourceExt) -> ObjectKey {
-    (object.namespace().unwrap_or_default(), object.name_any())
+    async fn look(&self, object: &AIDeployment) -> Result<(), Error> {
+        Box::pin(reconcile(object, self)).await
+    }
 }

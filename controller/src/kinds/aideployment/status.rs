@@ -27,8 +27,12 @@ pub enum Acceptance {
     Paused,
     /// A child's name belongs to somebody else.
     NameTaken(String),
+    /// The original operator still writes a child.
+    AnotherOperator(String),
     /// The API server refused a child; its answer.
     ApplyFailed(String),
+    /// Everything was done but what needs an API that this cluster does not have.
+    ApiNotInstalled(String),
 }
 
 /// All that a status is computed from.
@@ -55,7 +59,8 @@ pub fn status(view: &View<'_>) -> AIDeploymentStatus {
     let placed = deployment.as_ref().filter(|d| d.is_gated).map(|d| placed(view, d));
     let waits = placed.as_ref().is_some_and(|p| p.status != Status::True);
     let available = available(view, deployment.as_ref(), waits);
-    let failed = accepted.status == Status::False;
+    // Beside the original both would write this field, and what it left behind goes on serving.
+    let failed = accepted.status == Status::False && !matches!(view.acceptance, Acceptance::AnotherOperator(_));
     let is_available = available.status == Status::True;
     AIDeploymentStatus {
         status: Some(
@@ -94,7 +99,9 @@ fn accepted(acceptance: &Acceptance) -> Desired {
             (Status::Unknown, Reason::Paused, message)
         }
         Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
+        Acceptance::AnotherOperator(message) => (Status::False, Reason::AnotherOperatorActive, message.clone()),
         Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
+        Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
     };
     Desired::new(Type::Accepted, status, reason, message)
 }
@@ -229,7 +236,9 @@ fn available(view: &View<'_>, deployment: Option<&Deployment>, waits_for_node: b
         Acceptance::Invalid(_) | Acceptance::NameTaken(_) | Acceptance::ApplyFailed(_) => {
             "; they may run an earlier spec"
         }
-        Acceptance::Valid(_) | Acceptance::Paused => "",
+        Acceptance::Valid(_) | Acceptance::Paused | Acceptance::AnotherOperator(_) | Acceptance::ApiNotInstalled(_) => {
+            ""
+        }
     };
     if deployment.available > 0 {
         let message = format!(

@@ -1,11 +1,14 @@
 //! Validated model + what was observed → the children as they should be. Pure.
 
 pub mod engines;
+mod http_route;
 mod node_affinity;
 mod pod;
+mod strategy;
 
 use std::collections::BTreeMap;
 
+use berth_crds::premlabs::aideployment::ServiceType;
 use berth_crds::premlabs::keys;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
@@ -15,6 +18,7 @@ use k8s_openapi::api::networking::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 
 use self::engines::config_map_name;
 use super::fetch::Observed;
@@ -29,8 +33,10 @@ pub struct Children {
     pub deployment: Deployment,
     /// Their address in the cluster.
     pub service: Service,
-    /// Their address outside; absent without endpoints.
+    /// Their address outside; absent without endpoints, and where Gateways publish them.
     pub ingress: Option<Ingress>,
+    /// HTTPRoutes to Gateways, one a port.
+    pub http_routes: Vec<Value>,
 }
 
 /// The children as they should be.
@@ -40,13 +46,15 @@ pub fn build(model: &Validated, observed: &Observed) -> Children {
         deployment: deployment(model, observed),
         service: service(model),
         ingress: ingress(model),
+        http_routes: http_route::http_routes(model),
     }
 }
 
-/// Who owns the number of replicas: the spec, always, as long as nothing else can drive the Deployment. `None` would leave it to others.
-#[allow(clippy::unnecessary_wraps)]
-fn replicas(model: &Validated, _observed: &Observed) -> Option<i32> {
-    Some(model.replicas)
+/// Who owns the number of replicas: the spec, unless a HorizontalPodAutoscaler drives the Deployment. `None` leaves it to that one. What
+/// does not exist yet it cannot drive.
+fn replicas(model: &Validated, observed: &Observed) -> Option<i32> {
+    let is_driven = observed.autoscaler.is_some() && observed.deployment.is_some();
+    (!is_driven).then_some(model.replicas)
 }
 
 fn config_map(model: &Validated) -> Option<ConfigMap> {
@@ -72,6 +80,8 @@ fn deployment(model: &Validated, observed: &Observed) -> Deployment {
                 ..LabelSelector::default()
             },
             template: pod::template(model),
+            strategy: strategy::strategy(model, observed),
+            progress_deadline_seconds: model.progress_deadline,
             ..DeploymentSpec::default()
         }),
         status: None,
@@ -104,14 +114,23 @@ fn service(model: &Validated) -> Service {
                     .collect(),
             ),
             selector: Some(selector(&model.name)),
+            type_: model.service.type_.map(|t| service_type(t).to_owned()),
             ..ServiceSpec::default()
         }),
         status: None,
     }
 }
 
+fn service_type(type_: ServiceType) -> &'static str {
+    match type_ {
+        ServiceType::ClusterIP => "ClusterIP",
+        ServiceType::NodePort => "NodePort",
+        ServiceType::LoadBalancer => "LoadBalancer",
+    }
+}
+
 fn ingress(model: &Validated) -> Option<Ingress> {
-    if model.hosts.is_empty() {
+    if model.hosts.is_empty() || !model.gateways.is_empty() {
         return None;
     }
     let rule = |host: &String, port: u16| IngressRule {
@@ -146,6 +165,7 @@ fn ingress(model: &Validated) -> Option<Ingress> {
         spec: Some(IngressSpec {
             rules: Some(hosts.map(|(host, port)| rule(host, *port)).collect()),
             tls: (model.ingress.tls == Some(true)).then(|| vec![tls]),
+            ingress_class_name: model.ingress.class_name.clone().filter(|c| !c.is_empty()),
             ..IngressSpec::default()
         }),
         status: None,
@@ -169,3 +189,6 @@ fn with_name(model: &Validated, annotations: &BTreeMap<String, String>) -> BTree
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fields_tests;

@@ -28,21 +28,7 @@ pub fn require(spec: &mut PodSpec, classes: &[String], capability: Option<(i32, 
             prefer_in_order(spec, several);
         }
     }
-    let alternatives = match capability {
-        None => vec![vec![]],
-        Some((major, minor)) => {
-            let at_least = |key, n: i32| requirement(key, "Gt", vec![(i64::from(n) - 1).to_string()]);
-            let mut alternatives = vec![vec![at_least(COMPUTE_MAJOR, major)]];
-            if minor > 0 {
-                let same_major = requirement(COMPUTE_MAJOR, "In", vec![major.to_string()]);
-                alternatives = vec![
-                    vec![at_least(COMPUTE_MAJOR, major.saturating_add(1))],
-                    vec![same_major, at_least(COMPUTE_MINOR, minor)],
-                ];
-            }
-            alternatives
-        }
-    };
+    let alternatives = capability.map_or_else(|| vec![vec![]], at_least);
     if every.is_empty() && capability.is_none() {
         return;
     }
@@ -70,15 +56,46 @@ pub fn require(spec: &mut PodSpec, classes: &[String], capability: Option<(i32, 
     });
 }
 
-fn prefer_in_order(spec: &mut PodSpec, classes: &[String]) {
+/// Rather a node of this compute capability.
+pub fn prefer_capability(spec: &mut PodSpec, version: (i32, i32)) {
+    let preferred = preferred(spec);
+    for alternative in at_least(version) {
+        preferred.push(PreferredSchedulingTerm {
+            weight: TOP_WEIGHT,
+            preference: NodeSelectorTerm {
+                match_expressions: Some(alternative),
+                match_fields: None,
+            },
+        });
+    }
+}
+
+/// Requirements for a compute capability, as alternatives: a node selector cannot compare two labels at once.
+fn at_least((major, minor): (i32, i32)) -> Vec<Vec<NodeSelectorRequirement>> {
+    let from = |key, n: i32| requirement(key, "Gt", vec![(i64::from(n) - 1).to_string()]);
+    if minor <= 0 {
+        return vec![vec![from(COMPUTE_MAJOR, major)]];
+    }
+    let same_major = requirement(COMPUTE_MAJOR, "In", vec![major.to_string()]);
+    vec![
+        vec![from(COMPUTE_MAJOR, major.saturating_add(1))],
+        vec![same_major, from(COMPUTE_MINOR, minor)],
+    ]
+}
+
+fn preferred(spec: &mut PodSpec) -> &mut Vec<PreferredSchedulingTerm> {
     let affinity = spec
         .affinity
         .get_or_insert_default()
         .node_affinity
         .get_or_insert_default();
-    let preferred = affinity
+    affinity
         .preferred_during_scheduling_ignored_during_execution
-        .get_or_insert_default();
+        .get_or_insert_default()
+}
+
+fn prefer_in_order(spec: &mut PodSpec, classes: &[String]) {
+    let preferred = preferred(spec);
     let mut weight = TOP_WEIGHT;
     for class in classes {
         preferred.push(PreferredSchedulingTerm {

@@ -2,7 +2,7 @@
 
 use berth_crds::names;
 use berth_crds::premlabs::keys;
-use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, Toleration, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use sha2::{Digest, Sha256};
@@ -31,11 +31,17 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
             volumes.push(volume.clone());
         }
     }
+    if !serving.image_pull_secrets.is_empty() && spec.image_pull_secrets.as_ref().is_none_or(Vec::is_empty) {
+        spec.image_pull_secrets = Some(serving.image_pull_secrets.clone());
+    }
     spec.automount_service_account_token = Some(false);
     spec.node_selector = Some(model.node_selector.clone());
-    if model.uses_gpus {
+    if model.needs_nvidia_runtime {
         spec.runtime_class_name
             .get_or_insert_with(|| names::NVIDIA_RUNTIME_CLASS.into());
+    }
+    if model.uses_gpus {
+        tolerate(&mut spec, &model.gpu_tolerations);
     }
 
     // A label of any value is the original's way to opt out.
@@ -56,6 +62,9 @@ pub fn template(model: &Validated) -> PodTemplateSpec {
             annotations.extend(asked.clone());
         }
         Placing::Scheduler { classes, capability } => node_affinity::require(&mut spec, classes, *capability),
+    }
+    if let Some(version) = model.rather_capability {
+        node_affinity::prefer_capability(&mut spec, version);
     }
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -78,6 +87,16 @@ fn config_hash(files: &[ConfigFile]) -> Option<String> {
     let digest = hash.finalize();
     // Half of it is far more than enough to tell versions apart.
     (!files.is_empty()).then(|| digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The installation's tolerations, where the template does not have them already.
+fn tolerate(spec: &mut PodSpec, tolerations: &[Toleration]) {
+    for toleration in tolerations {
+        let own = spec.tolerations.get_or_insert_default();
+        if !own.contains(toleration) {
+            own.push(toleration.clone());
+        }
+    }
 }
 
 fn gate(spec: &mut PodSpec) {

@@ -1,6 +1,9 @@
 use serde_json::{Value, json};
 
-use crate::kinds::aideployment::fixtures::{aideployment, children, read, sent};
+use super::build;
+use super::engines::ConfigFile;
+use crate::kinds::aideployment::fetch::Observed;
+use crate::kinds::aideployment::fixtures::{aideployment, children, defaults, maps, model_map, read, read_with, sent};
 use crate::kinds::apply::Intent;
 use crate::kinds::children::Kind;
 
@@ -351,4 +354,188 @@ fn marks_of_a_child() {
         service["metadata"]["labels"]["app.kubernetes.io/managed-by"], "berth",
         "ours wins"
     );
+}
+
+/// What a map's edit comes to: another model makes other pods; whatever else changes in the map changes no child.
+#[test]
+fn only_an_edit_that_changes_the_resolved_model_changes_a_child() {
+    let object = aideployment(
+        "v",
+        "{engine: {name: vllm}, models: [{modelMapRef: {name: phi, variant: a}, quantization: awq}]}",
+    );
+    let built = |spec: Value, annotations: &[(&str, &str)]| {
+        let mut map = model_map("shop", "phi", spec);
+        let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        map.metadata.annotations = Some(annotations.collect());
+        let model = read_with(&object, &defaults(), &maps([map])).unwrap_or_else(|p| panic!("{p}"));
+        build(&model, &Observed::default())
+    };
+    let before = built(json!({"vllm": [{"variant": "a", "uri": "u"}]}), &[]);
+    let same = [
+        (
+            json!({"vllm": [{"variant": "b", "uri": "w"}, {"variant": "a", "uri": "u"}]}),
+            &[][..],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": "u", "quantization": "gptq"}]}),
+            &[],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": " u"}], "localai": [{"variant": "a", "uri": "w"}]}),
+            &[],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": "u"}]}),
+            &[("berth.dev/allow-from", "*"), ("example.com/note", "x")],
+        ),
+        (
+            json!({"vllm": [{"variant": "a", "uri": "u", "engineConfigFile": "not read by vllm"}]}),
+            &[],
+        ),
+    ];
+    for (spec, annotations) in same {
+        assert_eq!(built(spec.clone(), annotations), before, "{spec}");
+    }
+    let after = built(json!({"vllm": [{"variant": "a", "uri": "w"}]}), &[]);
+    assert_ne!(after.deployment, before.deployment);
+    assert_eq!(after.service, before.service);
+}
+
+/// The files of an engine are in a ConfigMap of the AIDeployment's own namespace, and in the hash that makes new pods.
+#[test]
+fn another_file_makes_other_pods_and_the_same_file_the_same() {
+    let mut model = read(&aideployment("v", "{engine: {name: vllm}, models: [{uri: u}]}")).unwrap();
+    let mut with = |files: &[(&str, &str)]| {
+        let file = |(key, text): &(&str, &str)| ConfigFile {
+            key: (*key).into(),
+            text: (*text).into(),
+        };
+        model.serving.config_files = files.iter().map(file).collect();
+        let built = build(&model, &Observed::default());
+        let annotations = sent(&built.deployment)["spec"]["template"]["metadata"]["annotations"].clone();
+        (
+            built.config_map.as_ref().map(sent),
+            annotations["berth.dev/config-hash"].clone(),
+        )
+    };
+    let (config_map, hash) = with(&[]);
+    assert_eq!(
+        (config_map, hash),
+        (None, Value::Null),
+        "the template is the original's"
+    );
+    let (config_map, first) = with(&[("localai-a-engineConfigFile", "x: 1\n")]);
+    assert_eq!(
+        config_map.unwrap(),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "v-engine-config", "namespace": "shop"},
+            "data": {"localai-a-engineConfigFile": "x: 1\n"}})
+    );
+    assert_eq!(with(&[("localai-a-engineConfigFile", "x: 1\n")]).1, first);
+    for other in [
+        ("localai-a-engineConfigFile", "x: 2\n"),
+        ("localai-b-engineConfigFile", "x: 1\n"),
+    ] {
+        assert_ne!(with(&[other]).1, first, "{other:?}");
+    }
+}
+
+/// The children of an AIDeployment that refers to maps, as sent.
+fn with_maps(name: &str, spec: &str, given: &[(&str, &str)]) -> (Value, Option<Value>) {
+    let all = maps(given.iter().map(|(name, spec)| model_map("shop", name, yaml(spec))));
+    let object = aideployment(name, spec);
+    let model = read_with(&object, &defaults(), &all).unwrap_or_else(|problems| panic!("{problems}"));
+    let built = build(&model, &Observed::default());
+    (
+        json!({"deployment": sent(&built.deployment)}),
+        built.config_map.as_ref().map(sent),
+    )
+}
+
+fn one_model(engine: &str, map: &str, variant: &str) -> String {
+    format!("{{engine: {{name: {engine}}}, models: [{{modelMapRef: {{name: {map}, variant: {variant}}}}}]}}")
+}
+
+/// L4, V5 and M4: each engine has its own list.
+#[test]
+fn a_reference_is_looked_up_in_the_list_of_the_engine() {
+    let map = "{localai: [{variant: a, uri: phi-2}], vllm: [{variant: a, uri: microsoft/phi-2}], deepspeed-mii: [{variant: a, uri: microsoft/phi-3}], \
+               tensor_rt: [{variant: a, uri: 'https://example.com/model.plan'}]}";
+    let built = |engine: &str| with_maps("m", &one_model(engine, "phi", "a"), &[("phi", map)]).0;
+    let args = |engine: &str| serving(&built(engine))["args"].clone();
+    assert_eq!(args("localai"), json!(["phi-2"]));
+    assert_eq!(args("vllm"), json!(["--model", "microsoft/phi-2"]));
+    assert_eq!(args("deepspeed-mii"), json!(["--uri", "microsoft/phi-3"]));
+    let triton = pod(&built("triton"));
+    assert_eq!(triton["initContainers"][0]["name"], "init-phi");
+    assert_eq!(
+        triton["initContainers"][0]["env"],
+        json!([{"name": "MODEL_NAME", "value": "phi"}, {"name": "MODEL_PATH", "value": "https://example.com/model.plan"}])
+    );
+}
+
+/// L6, and the original's examples with a configuration file in a map.
+#[test]
+fn a_configuration_file_of_a_map_is_mounted_from_the_own_config_map() {
+    let map = "{localai: [{variant: base, uri: 'huggingface://not/read', engineConfigFile: 'name: bert'}]}";
+    let (built, config_map) = with_maps(
+        "simple",
+        &one_model("localai", "distilroberta", "base"),
+        &[("distilroberta", map)],
+    );
+    let pod = pod(&built);
+    let volumes: Vec<_> = pod["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v["name"].clone())
+        .collect();
+    assert_eq!(volumes, ["models", "cache", "configs"]);
+    assert_eq!(
+        pod["volumes"][2]["projected"]["sources"],
+        json!([{"configMap": {"name": "simple-engine-config",
+            "items": [{"key": "localai-base-engineConfigFile", "path": "engine/distilroberta-base.yaml"}]}}])
+    );
+    assert_eq!(
+        config_map.unwrap()["data"],
+        json!({"localai-base-engineConfigFile": "name: bert"})
+    );
+    assert_eq!(pod["initContainers"][0]["name"], "init-configs-simple");
+    assert!(
+        serving(&built).get("args").is_none(),
+        "the uri is not read: {}",
+        serving(&built)
+    );
+}
+
+/// What the AIDeployment sets beside a reference is what is mounted, and the map's ConfigMap is not needed for it.
+#[test]
+fn a_configuration_file_beside_a_reference_wins() {
+    let spec =
+        "{engine: {name: localai}, models: [{modelMapRef: {name: m, variant: v}, engineConfigFile: 'name: mine'}]}";
+    for map in [
+        "{localai: [{variant: v, uri: u, engineConfigFile: 'name: of the map'}]}",
+        "{localai: [{variant: v, uri: u}]}",
+    ] {
+        let (_, config_map) = with_maps("a", spec, &[("m", map)]);
+        assert_eq!(
+            config_map.unwrap()["data"],
+            json!({"localai-v-engineConfigFile": "name: mine"})
+        );
+    }
+}
+
+/// The original's example of a reference and an inline model in one AIDeployment.
+#[test]
+fn a_download_is_named_after_the_map_and_stands_beside_an_inline_model() {
+    let spec = "{engine: {name: localai}, endpoint: [{domain: a.example.com}], models: [{modelMapRef: {name: tinyllama-1.1b-chat-v0.1, variant: q4-k-m}}, {uri: phi-2}]}";
+    let map = "{localai: [{variant: q4-k-m, uri: 'https://example.com/tinyllama.gguf'}], vllm: [{variant: awq, uri: x, quantization: awq, dataType: float16}]}";
+    let (built, config_map) = with_maps("localai-tinyllama", spec, &[("tinyllama-1.1b-chat-v0.1", map)]);
+    let pod = pod(&built);
+    assert_eq!(pod["initContainers"][0]["name"], "init-models-localai-tinyllama");
+    assert_eq!(
+        pod["initContainers"][0]["env"],
+        json!([{"name": "MODEL_NAME", "value": "tinyllama-1.1b-chat-v0.1"}, {"name": "MODEL_PATH", "value": "https://example.com/tinyllama.gguf"}])
+    );
+    assert_eq!(serving(&built)["args"], json!(["phi-2"]));
+    assert_eq!(config_map, None);
 }

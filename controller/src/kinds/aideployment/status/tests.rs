@@ -352,6 +352,11 @@ fn what_else_stands_in_the_way() {
     for (acceptance, want, word) in [
         (Acceptance::NameTaken("x".into()), "False NameTaken", "Failed"),
         (Acceptance::ApplyFailed("x".into()), "False ApplyFailed", "Failed"),
+        (
+            Acceptance::AnotherOperator("x".into()),
+            "False AnotherOperatorActive",
+            "NotReady",
+        ),
         (Acceptance::Paused, "Unknown Paused", "NotReady"),
         (Acceptance::Valid(vec!["a: b".into()]), "True IgnoredFields", "NotReady"),
     ] {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use berth_core::placement::resources::{is_gpu, is_mig, mig_memory, mig_resource};
 use berth_crds::names;
 use berth_crds::premlabs::aideployment::{Accelerator, DeploymentOptions, OnNoFit, PlacementPolicy};
 use k8s_openapi::api::core::v1::ResourceRequirements;
@@ -12,6 +13,10 @@ use crate::kinds::problems::Findings;
 
 /// Most GPUs that one pod can ask for: far above any machine, far below overflow.
 const MOST: f64 = 1024.0;
+/// Where the accelerator stands.
+const ACCELERATOR: &str = "spec.deployment.accelerator";
+/// Domain of NVIDIA's resources.
+const NVIDIA: &str = "nvidia.com/";
 
 /// Who picks the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,78 +34,220 @@ pub enum Placing {
     },
 }
 
-/// GPUs of one pod; `None`: it needs none. The resources' request says, else their limit, else `accelerator.count`, else it is one.
-pub fn count(options: &DeploymentOptions, merged: &ResourceRequirements, findings: &mut Findings) -> Option<u32> {
-    let of = |amounts: &Option<BTreeMap<String, Quantity>>| amounts.as_ref()?.get(names::NVIDIA_GPU).cloned();
+/// Who places, and what is preferred whoever does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Who.
+    pub by: Placing,
+    /// Compute capability from which on a node is rather taken.
+    pub rather: Option<(i32, i32)>,
+}
+
+/// What the accelerator's interface stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interface {
+    Cuda,
+    Rocm,
+}
+
+impl Interface {
+    fn resource(self) -> &'static str {
+        match self {
+            Self::Cuda => names::NVIDIA_GPU,
+            Self::Rocm => names::AMD_GPU,
+        }
+    }
+
+    fn vendor(self) -> &'static str {
+        match self {
+            Self::Cuda => NVIDIA,
+            Self::Rocm => "amd.com/",
+        }
+    }
+}
+
+/// GPUs of one pod by resource name; none: it needs none.
+pub type Gpus = BTreeMap<String, u32>;
+
+/// Whether the pod needs NVIDIA's container runtime.
+pub fn needs_nvidia_runtime(gpus: &Gpus) -> bool {
+    gpus.keys().any(|name| name.starts_with(NVIDIA))
+}
+
+/// GPUs of one pod. The resources' request says, else their limit, else `accelerator.count`, else it is one. Resources of GPUs or of MIG
+/// slices say that GPUs are used also where no accelerator is given, except for one case that is an error in the original.
+pub fn count(options: &DeploymentOptions, merged: &ResourceRequirements, findings: &mut Findings) -> Gpus {
     let accelerator = options.accelerator.as_ref();
-    if let Some(a) = accelerator {
-        if a.interface != "CUDA" {
-            findings.invalid(
-                "spec.deployment.accelerator.interface",
-                format_args!("{:?} is not supported", a.interface),
-                "use CUDA",
-            );
-        }
-        if let Some(n) = a.count.filter(|n| *n < 1 || f64::from(*n) > MOST) {
-            findings.invalid(
-                "spec.deployment.accelerator.count",
-                format_args!("{n} is no number of GPUs"),
-                "give 1 or more, or leave the accelerator out",
-            );
-        }
-    } else if options.resources.as_ref().is_some_and(|r| of(&r.requests).is_some()) {
+    let interface = accelerator.map(|a| interface(a, findings));
+    if let Some(n) = accelerator
+        .and_then(|a| a.count)
+        .filter(|n| *n < 1 || f64::from(*n) > MOST)
+    {
+        findings.invalid(
+            format!("{ACCELERATOR}.count"),
+            format_args!("{n} is no number of GPUs"),
+            "give 1 or more, or leave the accelerator out",
+        );
+    }
+    let asks = |name| options.resources.as_ref()?.requests.as_ref()?.get(name);
+    if accelerator.is_none() && asks(names::NVIDIA_GPU).is_some() {
         findings.invalid(
             format!("spec.deployment.resources.requests[{}]", names::NVIDIA_GPU),
             "asks for GPUs, and no accelerator is given",
             "add spec.deployment.accelerator: {interface: CUDA}",
         );
+        return Gpus::new();
+    }
+    let mut asked = asked(merged, findings);
+    if let (Some(a), Some(interface)) = (accelerator, interface.flatten()) {
+        let wanted = wanted_resource(a, interface, &asked, findings);
+        let count = a.count.unwrap_or(1);
+        match (wanted, u32::try_from(count)) {
+            (Some(name), Ok(count)) if !asked.contains_key(&name) => drop(asked.insert(name, count)),
+            _ => {}
+        }
+    }
+    asked.retain(|_, count| *count > 0);
+    asked
+}
+
+fn interface(accelerator: &Accelerator, findings: &mut Findings) -> Option<Interface> {
+    let (found, fix) = match accelerator.interface.as_str() {
+        "CUDA" => (Some(Interface::Cuda), ""),
+        "ROCm" => (Some(Interface::Rocm), ""),
+        "OpenCL" => (None, "no device plugin offers GPUs as such: use CUDA or ROCm"),
+        _ => (None, "use CUDA or ROCm"),
+    };
+    if found.is_none() {
+        let wrong = format!("{:?} is not supported", accelerator.interface);
+        findings.invalid(format!("{ACCELERATOR}.interface"), wrong, fix);
+    }
+    found
+}
+
+/// The resource that the accelerator asks for, unless others of its vendor are asked already.
+fn wanted_resource(
+    accelerator: &Accelerator,
+    interface: Interface,
+    asked: &Gpus,
+    findings: &mut Findings,
+) -> Option<String> {
+    let path = format!("{ACCELERATOR}.migProfile");
+    let Some(profile) = &accelerator.mig_profile else {
+        let others = asked
+            .iter()
+            .any(|(name, n)| *n > 0 && name != interface.resource() && name.starts_with(interface.vendor()));
+        return (!others).then(|| interface.resource().to_owned());
+    };
+    if interface != Interface::Cuda {
+        findings.invalid(
+            path,
+            "is given, and only CUDA devices have MIG",
+            "use interface CUDA, or remove it",
+        );
         return None;
     }
-    let asked = of(&merged.requests).or_else(|| of(&merged.limits));
-    let Some(asked) = asked else {
-        let count = accelerator?.count.unwrap_or(1);
-        return u32::try_from(count).ok().filter(|n| *n > 0);
+    let Some(resource) = mig_resource(profile) else {
+        findings.invalid(
+            path,
+            format_args!("{profile:?} is no MIG profile"),
+            "write it as nvidia-smi does, e.g. 1g.10gb or 1g.10gb+me",
+        );
+        return None;
     };
-    match amount(&asked) {
-        Some(n) if n.fract() == 0.0 && (0.0..=MOST).contains(&n) => {
-            // In range and whole, as just checked.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let n = n as u32;
-            (n > 0).then_some(n)
-        }
-        // Negative ones and what is no quantity are reported with the other resources, unless they stand in the template.
-        _ => {
+    for name in asked.iter().filter(|(_, n)| **n > 0).map(|(name, _)| name) {
+        if *name != resource {
             findings.invalid(
-                format!("resources[{}] of the container serving", names::NVIDIA_GPU),
-                format_args!("{:?} is no whole number of GPUs", asked.0),
-                "give a whole number",
+                path.clone(),
+                format_args!("{profile} contradicts the resource {name}"),
+                format_args!("remove one of the two; the profile asks for {resource}"),
             );
-            None
         }
     }
+    Some(resource)
+}
+
+/// GPU resources of the container: the request counts before the limit.
+fn asked(merged: &ResourceRequirements, findings: &mut Findings) -> Gpus {
+    let mut asked = Gpus::new();
+    for (name, quantity) in [&merged.requests, &merged.limits].into_iter().flatten().flatten() {
+        if !is_gpu(name) || asked.contains_key(name) {
+            continue;
+        }
+        match amount(quantity) {
+            Some(n) if n.fract() == 0.0 && (0.0..=MOST).contains(&n) => {
+                // In range and whole, as just checked.
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                asked.insert(name.clone(), n as u32);
+            }
+            // Negative ones and what is no quantity are reported with the other resources, unless they stand in the template.
+            _ => findings.invalid(
+                format!("spec.deployment.resources[{name}], or that of the template's container"),
+                format_args!("{:?} is no whole number of GPUs", quantity.0),
+                "give a whole number",
+            ),
+        }
+    }
+    asked
 }
 
 /// Who places, and by what.
 pub fn placing(
     options: &DeploymentOptions,
-    gpus: Option<u32>,
+    gpus: &Gpus,
     default: PlacementPolicy,
     node_selector: &BTreeMap<String, String>,
     findings: &mut Findings,
-) -> Placing {
+) -> Placed {
     let placement = options.placement.as_ref();
     let accelerator = options.accelerator.clone().unwrap_or_default();
-    let wish = wish(&accelerator, placement.is_some(), findings);
+    let mut wish = wish(&accelerator, findings);
     let policy = placement.and_then(|p| p.policy).unwrap_or(default);
-    if gpus.is_none() {
+    if gpus.is_empty() {
         if options.accelerator.is_some() && wish.is_any() {
-            findings.ignored("spec.deployment.accelerator", "the pods ask for 0 GPUs");
+            findings.ignored(ACCELERATOR, "the pods ask for 0 GPUs");
         }
-        return Placing::Unmanaged;
+        return Placed {
+            by: Placing::Unmanaged,
+            rather: None,
+        };
     }
+    slice_memory(&mut wish, gpus, findings);
+    // `minVersion` is documentation in the original. A requirement it is only where `placement` shows that the manifest was written for
+    // Berth, a preference where any other field of Berth's shows it: pods of unchanged manifests stay as they are.
+    let mut rather = None;
+    if placement.is_none()
+        && let Some(version) = wish.capability.take()
+    {
+        let is_ours = !wish.classes.is_empty()
+            || wish.memory.is_some()
+            || accelerator.count.is_some()
+            || accelerator.mig_profile.is_some();
+        match is_ours {
+            true => rather = Some(version),
+            false => findings.ignored(
+                format_args!("{ACCELERATOR}.minVersion"),
+                "it is a requirement only where spec.deployment.placement is given (placement: {} will do)",
+            ),
+        }
+    }
+    Placed {
+        by: by(policy, wish, options, node_selector, findings),
+        rather,
+    }
+}
+
+fn by(
+    policy: PlacementPolicy,
+    wish: Wish,
+    options: &DeploymentOptions,
+    node_selector: &BTreeMap<String, String>,
+    findings: &mut Findings,
+) -> Placing {
+    let on_no_fit = options.placement.as_ref().and_then(|p| p.on_no_fit);
     match policy {
         PlacementPolicy::Managed => {
-            let on_no_fit = placement.and_then(|p| p.on_no_fit).map(|o| match o {
+            let on_no_fit = on_no_fit.map(|o| match o {
                 OnNoFit::Wait => "Wait",
                 OnNoFit::Release => "Release",
             });
@@ -122,11 +269,11 @@ pub fn placing(
         PlacementPolicy::Scheduler => {
             if wish.memory.is_some() {
                 findings.ignored(
-                    "spec.deployment.accelerator.memory",
+                    format_args!("{ACCELERATOR}.memory"),
                     "kube-scheduler does not see free GPU memory; it needs placement.policy Managed",
                 );
             }
-            if placement.is_some_and(|p| p.on_no_fit.is_some()) {
+            if on_no_fit.is_some() {
                 findings.ignored("spec.deployment.placement.onNoFit", "it needs placement.policy Managed");
             }
             if let (Some(selected), [class]) = (node_selector.get(names::GPU_CLASS), wish.classes.as_slice())
@@ -149,6 +296,32 @@ pub fn placing(
     }
 }
 
+/// A slice has the memory that its profile names, and has it to itself: more cannot be had, and less needs no measuring.
+fn slice_memory(wish: &mut Wish, gpus: &Gpus, findings: &mut Findings) {
+    let Some(wanted) = wish.memory.as_ref().and_then(|m| amount(&Quantity(m.clone()))) else {
+        return;
+    };
+    if !gpus.keys().all(|name| is_mig(name)) {
+        return;
+    }
+    for name in gpus.keys() {
+        // Slices have at most a few hundred GiB: far from where a float loses bytes.
+        #[allow(clippy::cast_precision_loss)]
+        let has = mig_memory(name).map(|has| has as f64);
+        if has.is_some_and(|has| has < wanted) {
+            findings.invalid(
+                format!("{ACCELERATOR}.memory"),
+                format_args!(
+                    "{} is more than a slice {name} has",
+                    wish.memory.as_deref().unwrap_or_default()
+                ),
+                "ask for a larger profile, or for less memory",
+            );
+        }
+    }
+    wish.memory = None;
+}
+
 /// What is asked of the GPUs themselves.
 struct Wish {
     classes: Vec<String>,
@@ -162,9 +335,8 @@ impl Wish {
     }
 }
 
-/// `minVersion` is documentation in the original, so it counts only where `placement` shows that the manifest was written for Berth.
-fn wish(accelerator: &Accelerator, has_placement: bool, findings: &mut Findings) -> Wish {
-    const PATH: &str = "spec.deployment.accelerator";
+fn wish(accelerator: &Accelerator, findings: &mut Findings) -> Wish {
+    const PATH: &str = ACCELERATOR;
     if accelerator.class.is_some() && !accelerator.classes.is_empty() {
         findings.invalid(
             format!("{PATH}.classes"),
@@ -205,10 +377,13 @@ fn wish(accelerator: &Accelerator, has_placement: bool, findings: &mut Findings)
             "write it like {major: 8, minor: 6}",
         );
     }
+    if version.is_some() && accelerator.interface == "ROCm" {
+        findings.ignored(format_args!("{PATH}.minVersion"), "it is a CUDA compute capability");
+    }
     Wish {
         classes,
         memory,
-        capability: version.filter(|_| has_placement),
+        capability: version.filter(|_| accelerator.interface != "ROCm"),
     }
 }
 

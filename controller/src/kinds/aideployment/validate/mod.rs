@@ -2,29 +2,36 @@
 //!
 //! All problems are collected: an object is corrected once, not once a problem.
 
+mod cache;
+mod engine;
+mod gateway;
 mod gpu;
+mod metadata;
 mod names;
 mod probes;
+mod quantities;
 mod resources;
+mod startup;
 
 use std::collections::BTreeMap;
 
-use berth_crds::conditions::Reason;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
-    AIDeploymentSpec, DeploymentOptions, IngressOptions, PlacementPolicy, ServiceOptions,
+    AIDeploymentSpec, DeploymentOptions, IngressOptions, ParentReference, PlacementPolicy, ServiceOptions,
 };
 use berth_crds::premlabs::keys;
-use k8s_openapi::api::core::v1::{EnvVar, PodSpec};
+use k8s_openapi::api::apps::v1::DeploymentStrategy;
+use k8s_openapi::api::core::v1::{EnvVar, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
-use super::build::engines::{Asked, ENGINES, ModelField, NOT_YET, Serving, template_containers};
-use super::models::{self, Maps};
-use crate::cluster::ObjectKey;
+use super::build::engines::{Serving, template_containers};
+use super::models::Maps;
+pub use crate::args::Image;
+use crate::args::Settings;
 use crate::kinds::problems::{Findings, Problems};
 
-pub use gpu::Placing;
+pub use gpu::{Placed, Placing};
 
 /// An AIDeployment that can be carried out.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,34 +56,50 @@ pub struct Validated {
     pub node_selector: BTreeMap<String, String>,
     /// Whether the pods use GPUs.
     pub uses_gpus: bool,
+    /// Whether the pods need NVIDIA's container runtime.
+    pub needs_nvidia_runtime: bool,
+    /// What pods with GPUs tolerate besides.
+    pub gpu_tolerations: Vec<Toleration>,
     /// Who picks the node, and by what.
     pub placing: Placing,
+    /// Compute capability from which on a node is rather taken.
+    pub rather_capability: Option<(i32, i32)>,
+    /// How pods are replaced; `None`: nothing is said.
+    pub strategy: Option<DeploymentStrategy>,
+    /// How long the Deployment waits for progress; `None`: as long as the API does.
+    pub progress_deadline: Option<i32>,
     /// Hosts of the Ingress; the port of each is in `serving`.
     pub hosts: Vec<String>,
-    /// Labels and annotations of the Service.
+    /// Labels, annotations and type of the Service.
     pub service: ServiceOptions,
-    /// Labels, annotations and TLS of the Ingress.
+    /// Labels, annotations, class and TLS of the Ingress.
     pub ingress: IngressOptions,
+    /// Gateways that publish the hosts instead of an Ingress; none: an Ingress does.
+    pub gateways: Vec<ParentReference>,
     /// What is accepted and has no effect.
     pub ignored: Vec<String>,
 }
 
 /// What the spec leaves to the installation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Defaults {
     /// Who places pods that ask for a GPU.
     pub policy: PlacementPolicy,
     /// Images by engine, where they are not the original's.
     pub images: BTreeMap<String, Image>,
+    /// What pods with GPUs tolerate besides.
+    pub gpu_tolerations: Vec<Toleration>,
 }
 
-/// An engine's image, in parts as options give it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Image {
-    /// Without tag.
-    pub repository: Option<String>,
-    /// Tag.
-    pub tag: Option<String>,
+impl Defaults {
+    /// Those of an installation.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            policy: settings.placement_default,
+            images: settings.engine_images.iter().cloned().collect(),
+            gpu_tolerations: settings.gpu_tolerations.clone(),
+        }
+    }
 }
 
 /// What an AIDeployment is read with.
@@ -99,11 +122,12 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
 
     let namespace = object.metadata.namespace.clone().unwrap_or_default();
     let own = (namespace, name.clone());
-    let serving = engine(&own, spec, around, &mut findings);
+    let serving = engine::read(&own, spec, around, &mut findings);
     other_serving_containers(spec, serving.as_ref(), &mut findings);
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
     }
+    metadata::check(spec, &mut findings);
     let replicas = options.replicas.unwrap_or(1);
     if replicas < 0 {
         findings.invalid(
@@ -127,25 +151,38 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
         serving.is_some(),
         &mut findings,
     );
+    let progress_deadline = startup::budget(&mut serving_or_none.container, options, &mut findings);
     let own_resources = serving_or_none.container.resources.take();
     let template = options.template.clone().unwrap_or_default();
-    let base = template.spec.unwrap_or_default();
+    let mut base = template.spec.unwrap_or_default();
+    if let (Some(cache), Some(engine), true) = (&spec.cache, &spec.engine, serving.is_some()) {
+        cache::mount(cache, &engine.name, &mut serving_or_none, &mut base, &mut findings);
+    }
+    quantities::check(&spec.env, &base, &mut findings);
+    let gateways = gateway::parents(spec, &mut findings);
     let node_selector = overlaid(base.node_selector.clone(), &options.node_selector);
     let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);
     let gpus = gpu::count(options, &resources, &mut findings);
-    if let Some(count) = gpus {
-        resources::set_gpus(&mut resources, count);
-    }
-    let placing = gpu::placing(options, gpus, around.defaults.policy, &node_selector, &mut findings);
+    resources::set_gpus(&mut resources, &gpus);
+    resources::claims(&resources, &base, &mut findings);
+    let Placed { by: placing, rather } =
+        gpu::placing(options, &gpus, around.defaults.policy, &node_selector, &mut findings);
 
     let Findings { problems, ignored } = findings;
     if !problems.is_empty() {
         return Err(problems);
     }
+    let last = std::mem::take(&mut serving_or_none.env);
     let container = &mut serving_or_none.container;
     container.resources = (resources != Default::default()).then_some(resources);
     container.env = Some(last_of_each(
-        container.env.take().into_iter().flatten().chain(spec.env.clone()),
+        container
+            .env
+            .take()
+            .into_iter()
+            .flatten()
+            .chain(spec.env.clone())
+            .chain(last),
     ));
     container.args.get_or_insert_default().extend(spec.args.clone());
 
@@ -163,79 +200,19 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
         pod_labels: overlaid(template_metadata.labels, &options.labels),
         pod_annotations: overlaid(template_metadata.annotations, &options.annotations),
         node_selector,
-        uses_gpus: gpus.is_some(),
+        uses_gpus: !gpus.is_empty(),
+        needs_nvidia_runtime: gpu::needs_nvidia_runtime(&gpus),
+        gpu_tolerations: around.defaults.gpu_tolerations.clone(),
         placing,
+        rather_capability: rather,
+        strategy: options.strategy.clone(),
+        progress_deadline,
         hosts: spec.endpoint.iter().map(|e| e.domain.clone()).collect(),
         service: spec.service.clone().unwrap_or_default(),
         ingress: spec.ingress.clone().unwrap_or_default(),
+        gateways,
         ignored,
     })
-}
-
-fn engine(
-    own: &ObjectKey,
-    spec: &AIDeploymentSpec,
-    around: Surroundings<'_>,
-    findings: &mut Findings,
-) -> Option<Serving> {
-    let served = || ENGINES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
-    let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
-    let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
-        let wrong = match name {
-            "" => "is empty".to_owned(),
-            _ if NOT_YET.contains(&name) => format!("{name:?} is not served by this version of Berth yet"),
-            _ => format!("{name:?} is no engine"),
-        };
-        findings.problems.push(
-            Reason::UnsupportedEngine,
-            "spec.engine.name",
-            wrong,
-            format_args!("this version serves {}", served()),
-        );
-        return None;
-    };
-    let options = spec.engine.iter().flat_map(|e| e.options.keys());
-    for key in options.filter(|k| !engine.options.contains(&k.as_str())) {
-        findings.ignored(
-            format_args!("spec.engine.options.{key}"),
-            format_args!("the engine {name} does not read it"),
-        );
-    }
-    let reads_models = engine.model_fields.contains(&ModelField::Uri);
-    for (i, model) in spec.models.iter().enumerate().filter(|_| reads_models) {
-        let is_set = |v: &Option<String>| v.as_deref().is_some_and(|v| !v.is_empty());
-        let fields = [
-            (ModelField::Quantization, "quantization", is_set(&model.quantization)),
-            (ModelField::DataType, "dataType", is_set(&model.data_type)),
-            (
-                ModelField::EngineConfigFile,
-                "engineConfigFile",
-                is_set(&model.engine_config_file),
-            ),
-        ];
-        for (field, text, set) in fields {
-            if set && !engine.model_fields.contains(&field) {
-                findings.ignored(
-                    format_args!("spec.models[{i}].{text}"),
-                    format_args!("the engine {name} does not read it"),
-                );
-            }
-        }
-        if !model.options.is_empty() {
-            findings.ignored(format_args!("spec.models[{i}].options"), "no engine reads them");
-        }
-    }
-    let models = match reads_models {
-        true => models::resolve(own, spec, around.maps, findings),
-        false => Vec::new(),
-    };
-    let asked = Asked {
-        name: &own.1,
-        spec,
-        models: &models,
-        defaults: around.defaults,
-    };
-    (engine.read)(&asked, findings)
 }
 
 /// The name `serving` belongs to one container.

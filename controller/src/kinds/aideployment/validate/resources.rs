@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use berth_crds::names;
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube_quantity::ParsedQuantity;
 
+use super::gpu::Gpus;
+use super::quantities::is_quantity;
 use crate::kinds::problems::Findings;
 
 type Amounts = BTreeMap<String, Quantity>;
@@ -49,11 +50,27 @@ fn overlaid(base: Option<Amounts>, over: Option<Amounts>) -> Option<Amounts> {
 }
 
 /// Requests and limits of GPUs are one number in Kubernetes.
-pub fn set_gpus(resources: &mut ResourceRequirements, count: u32) {
+pub fn set_gpus(resources: &mut ResourceRequirements, gpus: &Gpus) {
     for amounts in [&mut resources.requests, &mut resources.limits] {
-        amounts
-            .get_or_insert_default()
-            .insert(names::NVIDIA_GPU.into(), Quantity(count.to_string()));
+        for (name, count) in gpus {
+            amounts
+                .get_or_insert_default()
+                .insert(name.clone(), Quantity(count.to_string()));
+        }
+    }
+}
+
+/// A claim of a container is one of its pod's, which only the template can name.
+pub fn claims(resources: &ResourceRequirements, base: &PodSpec, findings: &mut Findings) {
+    for claim in resources.claims.iter().flatten() {
+        let known = base.resource_claims.iter().flatten().any(|c| c.name == claim.name);
+        if !known {
+            findings.invalid(
+                "spec.deployment.resources.claims",
+                format_args!("{:?} is no resource claim of the pod", claim.name),
+                "name it in spec.deployment.template.spec.resourceClaims",
+            );
+        }
     }
 }
 
@@ -61,7 +78,7 @@ pub fn set_gpus(resources: &mut ResourceRequirements, count: u32) {
 pub fn amount(quantity: &Quantity) -> Option<f64> {
     // Longer ones are no honest quantity, and the grammar is ASCII.
     let text = quantity.0.trim();
-    if text.is_empty() || text.len() > 64 || !text.is_ascii() {
+    if text.is_empty() || text.len() > 64 || !is_quantity(text) {
         return None;
     }
     let value = ParsedQuantity::try_from(text).ok()?.to_bytes_f64()?;

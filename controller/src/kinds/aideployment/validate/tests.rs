@@ -2,7 +2,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, read, read_with};
+use berth_crds::conditions::Reason;
+
+use crate::kinds::aideployment::build::engines::ENGINES;
+use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, maps, model_map, read, read_with};
 
 /// A vllm spec with `deployment` as given.
 fn with(deployment: &str) -> String {
@@ -19,19 +22,38 @@ fn every_problem_names_its_field() {
     let cuda = |more: &str| with(&format!("{{accelerator: {{interface: CUDA, {more}}}}}"));
     let cases: Vec<(&str, String, &[&str])> = vec![
         ("no engine", "{}".into(), &["spec.engine.name: is empty"]),
-        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves vllm, generic"]),
-        ("engine to come", "{engine: {name: localai}}".into(), &["spec.engine.name: \"localai\" is not served"]),
+        ("unknown engine", "{engine: {name: foo}}".into(), &["spec.engine.name: \"foo\" is no engine; this version serves localai, vllm, deepspeed-mii, triton, generic"]),
+        ("two models without uri under localai", "{engine: {name: localai}, models: [{uri: a}, {}, {uri: ' '}]}".into(), &["spec.models[1].uri: is empty", "spec.models[2].uri: is empty"]),
+        ("no URL", "{engine: {name: localai}, models: [{uri: 'http://'}, {uri: 'https://x/a b'}]}".into(), &["spec.models[0].uri: \"http://\" is no URL", "spec.models[1].uri: \"https://x/a b\" is no URL"]),
+        ("triton with names", "{engine: {name: triton}, models: [{uri: phi-2}, {uri: 's3://b/m.tar'}, {uri: 'https://x/y/'}, {}]}".into(), &["spec.models[0].uri: \"phi-2\" is no http or https URL", "spec.models[1].uri", "spec.models[2].uri: \"https://x/y/\" does not end in the name of a file", "spec.models[3].uri: is empty"]),
+        ("deepspeed-mii without uri", "{engine: {name: deepspeed-mii}, models: [{uri: ''}]}".into(), &["spec.models[0].uri: is empty"]),
         ("no model", "{engine: {name: vllm}}".into(), &["spec.models: 0 models are given and vllm serves exactly one"]),
         ("two models", "{engine: {name: vllm}, models: [{uri: a}, {uri: b}]}".into(), &["spec.models: 2 models"]),
         ("no uri", "{engine: {name: vllm}, models: [{}]}".into(), &["spec.models[0].uri: is empty"]),
         ("two models without uri", "{engine: {name: vllm}, models: [{}, {uri: ''}]}".into(), &["spec.models: 2", "spec.models[0].uri", "spec.models[1].uri"]),
-        ("a reference", "{engine: {name: vllm}, models: [{modelMapRef: {name: x, variant: z}}]}".into(), &["spec.models[0].modelMapRef: names AIModelMap \"x\""]),
+        ("a reference", "{engine: {name: vllm}, models: [{modelMapRef: {name: x, variant: z}}]}".into(), &["spec.models[0].modelMapRef.name: there is no AIModelMap \"x\""]),
         ("dtype", "{engine: {name: vllm, options: {dtype: 'a b'}}, models: [{uri: m}]}".into(), &["spec.engine.options.dtype: \"a b\""]),
         ("quantization", "{engine: {name: vllm}, models: [{uri: m, quantization: '$(x)'}]}".into(), &["spec.models[0].quantization: \"$(x)\""]),
         ("a flag as value", "{engine: {name: vllm}, models: [{uri: m, dataType: --x}]}".into(), &["spec.models[0].dataType"]),
         ("host", "{engine: {name: vllm}, models: [{uri: m}], endpoint: [{domain: 'http://x'}, {domain: 10.0.0.1}]}".into(), &["spec.endpoint[0].domain: \"http://x\"", "spec.endpoint[1].domain: \"10.0.0.1\""]),
         ("replicas", with("{replicas: -1}"), &["spec.deployment.replicas: -1 is negative"]),
-        ("interface", with("{accelerator: {interface: ROCm}}"), &["spec.deployment.accelerator.interface: \"ROCm\" is not supported; use CUDA"]),
+        ("interface", with("{accelerator: {interface: OpenCL}}"), &["spec.deployment.accelerator.interface: \"OpenCL\" is not supported; no device plugin"]),
+        ("no interface", with("{accelerator: {interface: cuda}}"), &["spec.deployment.accelerator.interface: \"cuda\" is not supported; use CUDA or ROCm"]),
+        ("MIG profile", cuda("migProfile: small"), &["spec.deployment.accelerator.migProfile: \"small\" is no MIG profile"]),
+        ("MIG against whole GPUs", with("{accelerator: {interface: CUDA, migProfile: 1g.10gb}, resources: {limits: {nvidia.com/gpu: 1}}}"), &["spec.deployment.accelerator.migProfile: 1g.10gb contradicts the resource nvidia.com/gpu"]),
+        ("MIG against another profile", with("{accelerator: {interface: CUDA, migProfile: 1g.10gb}, resources: {limits: {nvidia.com/mig-2g.20gb: 1}}}"), &["spec.deployment.accelerator.migProfile: 1g.10gb contradicts the resource nvidia.com/mig-2g.20gb"]),
+        ("MIG without CUDA", with("{accelerator: {interface: ROCm, migProfile: 1g.10gb}}"), &["spec.deployment.accelerator.migProfile: is given, and only CUDA"]),
+        ("memory of a slice", cuda("migProfile: 1g.10gb, memory: 12Gi"), &["spec.deployment.accelerator.memory: 12Gi is more than a slice nvidia.com/mig-1g.10gb has"]),
+        ("half a slice", with("{resources: {limits: {nvidia.com/mig-1g.10gb: 500m}}}"), &["spec.deployment.resources[nvidia.com/mig-1g.10gb], or that of the template's container: \"500m\""]),
+        ("claims", with("{resources: {claims: [{name: gpu}]}}"), &["spec.deployment.resources.claims: \"gpu\" is no resource claim of the pod"]),
+        ("no startup at all", with("{startupTimeoutSeconds: 0}"), &["spec.deployment.startupTimeoutSeconds: 0 is no number"]),
+        ("endless startup", with("{startupTimeoutSeconds: 2000000000}"), &["spec.deployment.startupTimeoutSeconds: 2000000000 is no number"]),
+        ("a cache of nothing", "{engine: {name: vllm}, models: [{uri: m}], cache: {}}".into(), &["spec.cache: names neither a claim nor a path"]),
+        ("a cache of both", "{engine: {name: vllm}, models: [{uri: m}], cache: {persistentVolumeClaim: {claimName: c}, hostPath: {path: /m}}}".into(), &["spec.cache: names a claim and a path"]),
+        ("a claim without name", "{engine: {name: vllm}, models: [{uri: m}], cache: {persistentVolumeClaim: {claimName: ''}}}".into(), &["spec.cache.persistentVolumeClaim.claimName: is empty"]),
+        ("a path that leads elsewhere", "{engine: {name: vllm}, models: [{uri: m}], cache: {hostPath: {path: /m/../etc}}}".into(), &["spec.cache.hostPath.path: is no absolute path"]),
+        ("a Gateway without name", "{engine: {name: vllm}, models: [{uri: m}], endpoint: [{domain: a}], gateway: {parentRefs: [{name: ''}]}}".into(), &["spec.gateway.parentRefs[0].name: is empty"]),
+        ("no Gateway", "{engine: {name: vllm}, models: [{uri: m}], endpoint: [{domain: a}], gateway: {parentRefs: []}}".into(), &["spec.gateway.parentRefs: is empty"]),
         ("count", cuda("count: 0"), &["spec.deployment.accelerator.count: 0 is no number of GPUs"]),
         ("class and classes", cuda("class: h100, classes: [a100]"), &["spec.deployment.accelerator.classes: is given together with class"]),
         ("class", cuda("class: H100"), &["spec.deployment.accelerator.class: \"H100\" is no GPU class; write \"h100\""]),
@@ -40,7 +62,7 @@ fn every_problem_names_its_field() {
         ("no memory", cuda("memory: 0"), &["spec.deployment.accelerator.memory: \"0\""]),
         ("minVersion", cuda("minVersion: {major: -1}"), &["spec.deployment.accelerator.minVersion: -1.0"]),
         ("GPUs without accelerator", with("{resources: {requests: {nvidia.com/gpu: 1}}}"), &["spec.deployment.resources.requests[nvidia.com/gpu]: asks for GPUs, and no accelerator is given"]),
-        ("half a GPU", with("{accelerator: {interface: CUDA}, resources: {limits: {nvidia.com/gpu: 500m}}}"), &["resources[nvidia.com/gpu] of the container serving: \"500m\""]),
+        ("half a GPU", with("{accelerator: {interface: CUDA}, resources: {limits: {nvidia.com/gpu: 500m}}}"), &["spec.deployment.resources[nvidia.com/gpu], or that of the template's container: \"500m\""]),
         ("quantities", with("{resources: {limits: {cpu: many}, requests: {memory: -1Gi}}}"), &["spec.deployment.resources.requests[memory]: -1Gi is negative", "spec.deployment.resources.limits[cpu]: \"many\" is no quantity"]),
         ("probe numbers", with("{startupProbe: {periodSeconds: -1, successThreshold: 2}, livenessProbe: {successThreshold: 3}}"), &["spec.deployment.startupProbe.periodSeconds: -1", "spec.deployment.startupProbe.successThreshold", "spec.deployment.livenessProbe.successThreshold"]),
         ("class against selector", with("{accelerator: {interface: CUDA, class: h100}, placement: {policy: Scheduler}, nodeSelector: {berth.dev/gpu-class: t4}}"), &["spec.deployment.nodeSelector[berth.dev/gpu-class]: \"t4\" contradicts"]),
@@ -69,7 +91,7 @@ fn every_problem_names_its_field() {
 fn reasons_tell_what_kind_of_problem_it_is() {
     let reason = |spec: &str| read(&aideployment("m", spec)).unwrap_err().reason();
     assert_eq!(
-        reason("{engine: {name: triton}, deployment: {replicas: -1}}"),
+        reason("{engine: {name: ollama}, deployment: {replicas: -1}}"),
         Reason::UnsupportedEngine
     );
     assert_eq!(
@@ -77,6 +99,40 @@ fn reasons_tell_what_kind_of_problem_it_is() {
         Reason::ReferenceNotFound
     );
     assert_eq!(reason(&with("{replicas: -1}")), Reason::InvalidSpec);
+}
+
+/// V5: what a map says is read as if it stood here, and what is wrong with it names the map.
+#[test]
+fn a_model_of_a_map_is_checked_like_one_written_here() {
+    let read = |variant: Value| {
+        let spec = "{engine: {name: vllm}, models: [{modelMapRef: {name: phi, variant: original}}]}";
+        let all = maps([model_map("shop", "phi", json!({"vllm": [variant]}))]);
+        read_with(&aideployment("m", spec), &defaults(), &all)
+    };
+    let fine = json!({"variant": "original", "uri": "microsoft/phi-2", "dataType": "float16", "engineConfigFile": "published only"});
+    let model = read(fine).unwrap();
+    assert_eq!(
+        model.serving.container.args.unwrap(),
+        ["--model", "microsoft/phi-2", "--dtype", "float16"]
+    );
+    assert_eq!(
+        model.ignored,
+        Vec::<String>::new(),
+        "a map is for many; it tells of its own fields"
+    );
+    for (variant, want) in [
+        (
+            json!({"variant": "original"}),
+            "spec.models[0].uri (from AIModelMap shop/phi variant original): is empty",
+        ),
+        (
+            json!({"variant": "original", "uri": "u", "quantization": "a b"}),
+            "spec.models[0].quantization (from AIModelMap shop/phi variant original): \"a b\"",
+        ),
+    ] {
+        let told = read(variant).unwrap_err().to_string();
+        assert!(told.starts_with(want), "{told}");
+    }
 }
 
 #[test]
@@ -221,8 +277,24 @@ fn fields_without_effect_are_listed() {
     assert!(read(&aideployment("m", &with("{}"))).unwrap().ignored.is_empty());
 }
 
-/// Text that specs are made of: what the code looks at, and what it does not expect.
-fn text() -> impl Strategy<Value = String> {
+/// That engine has no volume for what it downloads.
+#[test]
+fn the_cache_of_deepspeed_mii_is_mounted_where_it_downloads_to() {
+    let cache = serde_json::from_value(json!({"hostPath": {"path": "/m", "type": "Directory"}})).unwrap();
+    let (mut serving, mut base, mut findings) = (Serving::default(), PodSpec::default(), Findings::default());
+    cache::mount(&cache, "deepspeed-mii", &mut serving, &mut base, &mut findings);
+    assert_eq!(findings, Findings::default());
+    let mounts = serving.container.volume_mounts.unwrap();
+    assert_eq!(mounts[0].mount_path, "/root/.cache/huggingface");
+    assert_eq!(mounts[0].name, serving.volumes[0].name);
+    assert_eq!(
+        serving.volumes[0].host_path.as_ref().unwrap().type_.as_deref(),
+        Some("Directory")
+    );
+}
+
+/// Boxed, here and below: the trees of values are built on the stack. Text that specs are made of: what the code looks at, and what it does not expect.
+fn text() -> BoxedStrategy<String> {
     prop_oneof![
         prop::sample::select(vec![
             "",
@@ -252,13 +324,21 @@ fn text() -> impl Strategy<Value = String> {
             "--",
             "1EE",
             "9223372036854775807Gi",
+            "ROCm",
+            "1g.10gb",
+            "1g.10gb+me",
+            "nvidia.com/mig-1g.10gb",
+            "amd.com/gpu",
+            "/var/lib/models",
+            "..",
         ])
         .prop_map(str::to_owned),
         ".{0,12}",
     ]
+    .boxed()
 }
 
-fn number() -> impl Strategy<Value = i32> {
+fn number() -> BoxedStrategy<i32> {
     prop_oneof![
         Just(0),
         Just(1),
@@ -268,13 +348,16 @@ fn number() -> impl Strategy<Value = i32> {
         Just(i32::MAX),
         any::<i32>()
     ]
+    .boxed()
 }
 
-fn map() -> impl Strategy<Value = Value> {
-    prop::collection::btree_map(text(), text(), 0..3).prop_map(|m| json!(m))
+fn map() -> BoxedStrategy<Value> {
+    prop::collection::btree_map(text(), text(), 0..3)
+        .prop_map(|m| json!(m))
+        .boxed()
 }
 
-fn container() -> impl Strategy<Value = Value> {
+fn container() -> BoxedStrategy<Value> {
     let port = prop_oneof![number().prop_map(|n| json!(n)), text().prop_map(|t| json!(t))];
     (text(), text(), prop::option::of(port), number(), map(), map()).prop_map(|(name, image, port, declared, requests, limits)| {
         let mut c = json!({"name": name, "image": image, "ports": [{"containerPort": declared}],
@@ -284,18 +367,27 @@ fn container() -> impl Strategy<Value = Value> {
         }
         c
     })
+    .boxed()
 }
 
-fn spec() -> impl Strategy<Value = Value> {
+fn spec() -> BoxedStrategy<Value> {
     let probe = || {
         (number(), number(), number())
             .prop_map(|(a, b, c)| json!({"initialDelaySeconds": a, "successThreshold": b, "periodSeconds": c}))
     };
-    let accelerator = (text(), prop::option::of(text()), prop::collection::vec(text(), 0..3), text(), number(), number()).prop_map(
-        |(interface, class, classes, memory, count, major)| {
-            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count, "minVersion": {"major": major, "minor": major}})
-        },
-    );
+    let accelerator = (
+        text(),
+        prop::option::of(text()),
+        prop::collection::vec(text(), 0..3),
+        text(),
+        number(),
+        number(),
+        prop::option::of(text()),
+    )
+        .prop_map(|(interface, class, classes, memory, count, major, profile)| {
+            json!({"interface": interface, "class": class, "classes": classes, "memory": memory, "count": count,
+                "minVersion": {"major": major, "minor": major}, "migProfile": profile})
+        });
     let placement = prop::sample::select(vec![
         json!(null),
         json!({}),
@@ -308,36 +400,51 @@ fn spec() -> impl Strategy<Value = Value> {
         number(),
         prop::option::of(prop::collection::vec(container(), 0..3)),
         (prop::option::of(probe()), prop::option::of(probe())),
-        placement,
+        (placement, prop::option::of(number())),
     )
-        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), placement)| {
-            json!({"accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
+        .prop_map(|(accelerator, (requests, limits, labels, selector), replicas, containers, (startup, liveness), (placement, timeout))| {
+            json!({"startupTimeoutSeconds": timeout, "accelerator": accelerator, "resources": {"requests": requests, "limits": limits}, "labels": labels, "annotations": labels,
                 "nodeSelector": selector, "replicas": replicas, "template": containers.map(|c| json!({"spec": {"containers": c}})),
                 "startupProbe": startup, "livenessProbe": liveness, "placement": placement})
         });
     let engine = (
-        prop_oneof![Just("vllm".to_owned()), Just("generic".to_owned()), text()],
+        prop_oneof![
+            prop::sample::select(ENGINES.iter().map(|e| e.name.to_owned()).collect::<Vec<_>>()),
+            text()
+        ],
         map(),
     )
         .prop_map(|(name, options)| json!({"name": name, "options": options}));
     let endpoint =
         (text(), prop::option::of(number())).prop_map(|(domain, port)| json!({"domain": domain, "port": port}));
-    let model = (prop::option::of(text()), prop::option::of(text()))
-        .prop_map(|(uri, quantization)| json!({"uri": uri, "quantization": quantization}));
+    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
+        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
+    });
+    let gateway = prop::collection::vec(text(), 0..2)
+        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
+    let reference = prop::option::of((text(), text(), prop::option::of(text())));
+    let model =
+        (prop::option::of(text()), prop::option::of(text()), reference).prop_map(|(uri, quantization, reference)| {
+            let reference = reference
+                .map(|(name, variant, namespace)| json!({"name": name, "variant": variant, "namespace": namespace}));
+            json!({"uri": uri, "quantization": quantization, "modelMapRef": reference})
+        });
     (
+        (prop::option::of(cache), prop::option::of(gateway)),
         prop::option::of(engine),
         prop::option::of(deployment),
         prop::collection::vec(endpoint, 0..3),
         prop::collection::vec(model, 0..3),
         map(),
     )
-        .prop_map(|(engine, deployment, endpoint, models, labels)| {
-            let mut spec = json!({"engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
+        .prop_map(|((cache, gateway), engine, deployment, endpoint, models, labels)| {
+            let mut spec = json!({"cache": cache, "gateway": gateway, "engine": engine, "deployment": deployment, "endpoint": endpoint, "models": models,
                 "service": {"labels": labels, "annotations": labels}, "ingress": {"labels": labels, "tls": true}});
             // The API server takes nulls out before they are stored.
             drop_nulls(&mut spec);
             spec
         })
+    .boxed()
 }
 
 fn drop_nulls(value: &mut Value) {
@@ -364,7 +471,8 @@ proptest! {
         use crate::kinds::subset::differences;
 
         let object = from_json(&name, spec);
-        match read(&object) {
+        let all = maps([model_map("shop", "m", json!({"vllm": [{"variant": "m", "uri": "u"}]}))]);
+        match read_with(&object, &defaults(), &all) {
             Err(problems) => prop_assert!(!problems.is_empty()),
             Ok(model) => {
                 let children = build(&model, &Observed::default());

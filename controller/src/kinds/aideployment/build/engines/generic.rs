@@ -17,6 +17,7 @@ pub const ENGINE: Engine = Engine {
     name: "generic",
     options: &[],
     model_fields: &[],
+    variants: None,
     read,
 };
 

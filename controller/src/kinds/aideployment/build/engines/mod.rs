@@ -1,13 +1,21 @@
 //! One file an engine: what it makes of a spec. To add one, write its file and list it in [`ENGINES`].
 
+mod deepspeed_mii;
+mod download;
 mod generic;
+mod localai;
+mod names;
+mod triton;
 mod vllm;
 
 use std::collections::BTreeMap;
 
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
+use berth_crds::premlabs::aimodelmap::VariantList;
 use berth_crds::premlabs::keys;
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, EnvVar, HTTPGetAction, LocalObjectReference, Probe, Volume, VolumeMount,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::kinds::aideployment::models::ResolvedModel;
@@ -15,10 +23,13 @@ use crate::kinds::aideployment::validate::{Defaults, Image};
 use crate::kinds::problems::Findings;
 
 /// Engines that are served.
-pub const ENGINES: &[&Engine] = &[&vllm::ENGINE, &generic::ENGINE];
-
-/// Engines of the original that are not served yet.
-pub const NOT_YET: &[&str] = &["localai", "deepspeed-mii", "triton"];
+pub const ENGINES: &[&Engine] = &[
+    &localai::ENGINE,
+    &vllm::ENGINE,
+    &deepspeed_mii::ENGINE,
+    &triton::ENGINE,
+    &generic::ENGINE,
+];
 
 /// An engine.
 pub struct Engine {
@@ -28,6 +39,8 @@ pub struct Engine {
     pub options: &'static [&'static str],
     /// Fields of `spec.models[]` beside `uri` that it reads.
     pub model_fields: &'static [ModelField],
+    /// The list of an AIModelMap that its references are looked up in; `None`: it takes no models by name.
+    pub variants: Option<VariantList>,
     /// Reads what is asked of it; `None` only where it found a problem.
     pub read: fn(&Asked<'_>, &mut Findings) -> Option<Serving>,
 }
@@ -41,6 +54,8 @@ pub struct Asked<'a> {
     pub spec: &'a AIDeploymentSpec,
     /// Models in the order of the spec.
     pub models: &'a [ResolvedModel],
+    /// Whole GPUs of a pod, 0 where it has none.
+    pub gpus: u32,
     /// What the installation sets.
     pub defaults: &'a Defaults,
 }
@@ -55,6 +70,18 @@ pub enum ModelField {
     EngineConfigFile,
 }
 
+impl ModelField {
+    /// As in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Uri => "uri",
+            Self::Quantization => "quantization",
+            Self::DataType => "dataType",
+            Self::EngineConfigFile => "engineConfigFile",
+        }
+    }
+}
+
 /// What an engine needs of its pod, before what is common to all engines.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Serving {
@@ -62,6 +89,10 @@ pub struct Serving {
     pub container: Container,
     /// Index of the template's container that it takes the place of; `None`: it comes after all of them.
     pub replaces: Option<usize>,
+    /// Environment that comes after `spec.env` and wins over it.
+    pub env: Vec<EnvVar>,
+    /// Pull secrets of a pod whose template names none.
+    pub image_pull_secrets: Vec<LocalObjectReference>,
     /// Run after the template's.
     pub init_containers: Vec<Container>,
     /// Come after the template's; one of the template that has the same name stands instead.
@@ -123,7 +154,7 @@ impl Serving {
     /// A directory of the engine in a volume of its own, unless the template mounts something there already.
     fn with_volume(&mut self, volume: Volume, mount_path: &str) {
         let mounts = self.container.volume_mounts.get_or_insert_default();
-        if mounts.iter().any(|m| m.mount_path == mount_path) {
+        if mounts.iter().any(|m| m.mount_path.trim_end_matches('/') == mount_path) {
             return;
         }
         mounts.push(VolumeMount {
@@ -133,6 +164,53 @@ impl Serving {
         });
         self.volumes.push(volume);
     }
+
+    /// Processes of one engine, one for each GPU, exchange data through shared memory; what a container has by itself (64 MiB) is too little.
+    fn shared_memory(&mut self, gpus: u32) {
+        if gpus < 2 {
+            return;
+        }
+        let memory = EmptyDirVolumeSource {
+            medium: Some("Memory".into()),
+            ..EmptyDirVolumeSource::default()
+        };
+        self.with_volume(
+            Volume {
+                name: "dshm".into(),
+                empty_dir: Some(memory),
+                ..Volume::default()
+            },
+            "/dev/shm",
+        );
+    }
+
+    /// The engine's image, always looked up anew unless the template says otherwise.
+    fn image(&mut self, asked: &Asked<'_>, engine: &str, repository: &str, tag: &str) {
+        let container = &mut self.container;
+        container.image = Some(image(asked, engine, container, repository, tag));
+        container.image_pull_policy.get_or_insert_with(|| "Always".into());
+    }
+
+    /// The engine's arguments come before the template's.
+    fn args(&mut self, mut args: Vec<String>) {
+        args.extend(self.container.args.take().unwrap_or_default());
+        self.container.args = Some(args);
+    }
+
+    /// The engine's probes, where the template has none of its own.
+    fn probes(&mut self, probes: Probes) {
+        let container = &mut self.container;
+        container.startup_probe.get_or_insert(probes.startup);
+        container.readiness_probe.get_or_insert(probes.readiness);
+        container.liveness_probe.get_or_insert(probes.liveness);
+    }
+}
+
+/// The probes of an engine.
+struct Probes {
+    startup: Probe,
+    readiness: Probe,
+    liveness: Probe,
 }
 
 /// Containers of the template, none where there is no template.
@@ -203,10 +281,15 @@ fn uri<'a>(model: &'a ResolvedModel, findings: &mut Findings) -> Option<&'a str>
     let uri = model.uri.as_deref();
     if uri.is_none() {
         findings.invalid(
-            format!("{}.uri", model.path()),
+            model.field(ModelField::Uri),
             "is empty",
             "name the model, e.g. mistralai/Mistral-7B-v0.1",
         );
     }
     uri
 }
+
+#[cfg(test)]
+mod script_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! AIModelMap: variants of a model, for AIDeployments to refer to, and a ConfigMap with the configuration files among them.
+//!
+//! ```text
+//! fetch (what is watched) ─► validate ─► build ─► apply ─► status
+//!                            pure        pure     request  pure, one request where it changed
+//! ```
+//!
+//! References are resolved by the AIDeployments that make them (`aideployment::models`), from the map itself: a map that is not accepted
+//! still has its other variants, and a ConfigMap that could not be written keeps nobody waiting.
+
+pub mod build;
+pub mod fetch;
+pub mod serve;
+pub mod status;
+pub mod validate;
+
+use std::sync::Arc;
+
+use berth_crds::names;
+use berth_crds::premlabs::{AIModelMap, AIModelMapStatus};
+use kube::ResourceExt;
+
+use self::fetch::Observed;
+use self::serve::Readers;
+use self::status::{Acceptance, View};
+use self::validate::{Validated, validate};
+use super::adoption::Terms;
+use super::apply::{Applied, Intent, Writer};
+use super::children::{Children, Kind};
+use super::error::{Class, Error};
+use super::memory::Memories;
+use super::watch::key_of;
+use crate::cluster::ObjectKey;
+use crate::context::Context;
+
+/// Failures of the API server in a row after which the status tells of them: fewer are no news.
+const TRANSIENT_TRIES: u32 = 3;
+
+/// What every look at an AIModelMap is given.
+pub struct Room {
+    /// The controller's handles.
+    pub context: Context,
+    /// Children of all kinds.
+    pub children: Arc<Children>,
+    /// Who is told of a map's change.
+    pub readers: Readers,
+    /// What is remembered between looks.
+    pub memories: Memories<AIModelMapStatus>,
+}
+
+/// One look at one AIModelMap: its ConfigMap is brought in step with its spec, and its status with what is.
+pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
+    if object.metadata.deletion_timestamp.is_some() {
+        // Its ConfigMap goes by its owner reference.
+        return Ok(());
+    }
+    let key = key_of(object);
+    let paused = object.annotations().contains_key(names::PAUSED);
+    let (acceptance, outcome) = match validate(object) {
+        _ if paused => (Acceptance::Paused, Ok(())),
+        Err(problems) => (Acceptance::Invalid(problems), Ok(())),
+        Ok(map) => {
+            let terms = Terms::of(&object.metadata, room.children.contests(), super::status::now());
+            let outcome = apply(&key, &map, &fetch::fetch(&key, &room.children), terms, room).await;
+            let acceptance = match &outcome {
+                Ok(()) => Acceptance::Valid(map.ignored),
+                Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
+                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
+                Err(error) => {
+                    let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
+                    if error.class() == Class::Transient && is_brief {
+                        return outcome;
+                    }
+                    Acceptance::ApplyFailed(error.to_string())
+                }
+            };
+            (acceptance, outcome)
+        }
+    };
+    report(object, &acceptance, room).await?;
+    outcome
+}
+
+async fn apply(
+    key: &ObjectKey,
+    map: &Validated,
+    observed: &Observed,
+    terms: Terms<'_>,
+    room: &Room,
+) -> Result<(), Error> {
+    let writer = Writer {
+        client: &room.context.client,
+        manager: names::managers::AIMODELMAP,
+        owner: &map.owner,
+        terms,
+    };
+    let kind = Kind::ConfigMap;
+    let seen = observed.config_map.as_ref();
+    let Some(wanted) = build::build(map) else {
+        if writer.prune(kind, &key.0, &key.1, seen).await? {
+            tracing::info!(
+                kind = kind.as_str(),
+                namespace = key.0,
+                name = key.1,
+                "deleted: no variant has a configuration file any more"
+            );
+        }
+        return Ok(());
+    };
+    let wanted = serde_json::to_value(&wanted).expect("plain data with text keys always serialises");
+    let intent = Intent::new(kind, &map.owner, wanted);
+    let slot = (kind, key.1.clone());
+    let settled = room.memories.get(key).settled.remove(&slot).unwrap_or_default();
+    match writer.apply(&intent, seen, &settled).await? {
+        Applied::Kept => {}
+        Applied::Written { child, settled } => {
+            tracing::info!(kind = kind.as_str(), namespace = key.0, name = key.1, "applied");
+            room.children.observe(kind, key, &child);
+            room.memories.change(key, |m| {
+                m.settled.insert(slot, settled);
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the status where it changed, and tells of transitions.
+async fn report(object: &AIModelMap, acceptance: &Acceptance, room: &Room) -> Result<(), Error> {
+    let before = super::status::last(object, object.status.as_ref(), &room.memories);
+    let status = status::status(&View {
+        generation: object.metadata.generation,
+        acceptance,
+        before: &before,
+        now: super::status::now(),
+    });
+    let manager = names::managers::AIMODELMAP_STATUS;
+    super::status::report(&room.context, manager, object, (&before, status), &room.memories).await
+}
+
+#[cfg(test)]
+mod tests;
