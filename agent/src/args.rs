@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::Targets;
 
 use crate::link;
@@ -22,6 +23,59 @@ pub struct Args {
 pub enum Command {
     /// Report until told to end.
     Run(Run),
+    /// Print the labels of this machine. No cluster is needed.
+    Labels(Labels),
+}
+
+/// Arguments of `labels`.
+#[derive(Debug, clap::Args)]
+pub struct Labels {
+    /// Exactly this libnvidia-ml.so.1 and no search; repeatable.
+    #[arg(long, value_name = "PATH")]
+    pub nvml_lib: Vec<PathBuf>,
+    /// Root of a file system that may hold the driver's library, in order of preference; repeatable. Default: /.
+    #[arg(long, value_name = "DIR")]
+    pub driver_root: Vec<PathBuf>,
+    /// Where the host's /sys is.
+    #[arg(long, value_name = "DIR", default_value = "/sys")]
+    pub sysfs_root: PathBuf,
+    /// Configuration of NVIDIA's device plugin, for MIG strategy and sharing. Default: neither.
+    #[arg(long, value_name = "FILE")]
+    pub device_plugin_config: Option<PathBuf>,
+    /// Write nvidia.com/gfd.timestamp too.
+    #[arg(long)]
+    pub timestamp: bool,
+    /// The berth-probe to ask NVML with. Default: the one beside this program.
+    #[arg(long, value_name = "PATH", env = "BERTH_PROBE")]
+    pub probe: Option<PathBuf>,
+    /// How long to wait for NVML.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "15")]
+    pub deadline: Duration,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t = Output::Json)]
+    pub output: Output,
+    /// Write to this file, by rename, and not to stdout.
+    #[arg(long, value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
+}
+
+/// Formats of `labels`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// One object, key to value.
+    Json,
+    /// The same.
+    Yaml,
+    /// Lines of key=value, as node feature discovery reads them from its folder features.d.
+    #[value(name = "features.d")]
+    FeaturesD,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(n @ 1..) => Ok(Duration::from_secs(n)),
+        _ => Err(format!("{text:?} is not a number of seconds from 1 up")),
+    }
 }
 
 /// Arguments of `run`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_core::facts::{Gpu, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus};
+use berth_core::facts::{Gpu, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, Vgpu};
 
 use crate::sysfs::Sysfs;
 
@@ -21,6 +21,7 @@ pub struct Facts {
     sysfs: Sysfs,
     nvml: NvmlStatus,
     last: Option<(Inventory, Duration)>,
+    vgpus: Vec<Vgpu>,
 }
 
 impl Facts {
@@ -35,6 +36,13 @@ impl Facts {
     pub fn on_nvml(&mut self, nvml: NvmlStatus) -> bool {
         let changed = self.nvml != nvml;
         self.nvml = nvml;
+        changed
+    }
+
+    /// Virtual GPUs by PCI, whatever NVML's state.
+    pub fn on_vgpus(&mut self, vgpus: Vec<Vgpu>) -> bool {
+        let changed = self.vgpus != vgpus;
+        self.vgpus = vgpus;
         changed
     }
 
@@ -66,6 +74,10 @@ impl Facts {
             gpus: last.map(|(i, _)| i.gpus.clone()).unwrap_or_default(),
             gpus_age: last.map(|(_, at)| now.saturating_sub(*at)),
             kernel_driver_version: self.sysfs.kernel_driver_version.clone(),
+            vgpus: self.vgpus.clone(),
+            amd_gpus: self.sysfs.amd_gpus.clone(),
+            amd_driver: self.sysfs.amd_driver.clone(),
+            intel_gpus: self.sysfs.intel_gpus.clone(),
         }
     }
 }

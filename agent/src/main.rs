@@ -13,6 +13,7 @@ mod backoff;
 mod dead_band;
 mod facts;
 mod http;
+mod labels;
 mod link;
 mod metrics;
 mod observer;
@@ -37,24 +38,30 @@ use crate::metrics::Metrics;
 use crate::picture::Picture;
 
 fn main() -> anyhow::Result<()> {
-    let Args {
-        command: Command::Run(run_args),
-    } = Args::parse();
-    let rust_log = std::env::var("RUST_LOG").ok();
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(false);
-    tracing_subscriber::registry()
-        .with(lines)
-        .with(args::log_filter(rust_log.as_deref(), run_args.log_level))
-        .init();
+    match Args::parse().command {
+        Command::Run(args) => {
+            let rust_log = std::env::var("RUST_LOG").ok();
+            let lines = tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(false);
+            tracing_subscriber::registry()
+                .with(lines)
+                .with(args::log_filter(rust_log.as_deref(), args.log_level))
+                .init();
+            on_one_thread(run(args))
+        }
+        Command::Labels(args) => on_one_thread(labels::run(args)),
+    }
+}
+
+fn on_one_thread(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         // Name look-ups alone run there, one at a time.
         .max_blocking_threads(1)
         .enable_all()
         .build()
         .context("starting the runtime")?
-        .block_on(run(run_args))
+        .block_on(work)
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{NvmlState, NvmlStatus};
+use berth_core::facts::{NvmlState, NvmlStatus, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
+use crate::facts::Inventory;
 use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
 use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
@@ -16,6 +17,8 @@ use crate::sysfs;
 
 /// Sysfs has no events that an unprivileged container gets; a scan is some dozens of small reads.
 const SCAN: Duration = Duration::from_secs(5);
+/// The first scan takes milliseconds.
+const FIRST_SCAN: Duration = Duration::from_secs(1);
 /// Pause before another look for a probe that is not there.
 const RECONNECT: Duration = Duration::from_millis(500);
 /// The inventory is read when something says that it changed, and this often in case nothing did.
@@ -62,7 +65,7 @@ struct Observer {
     look: Arc<Notify>,
 }
 
-/// Scans sysfs once, so that the picture is never empty, and starts all the rest.
+/// Starts all of it, and waits a moment for the first scan of sysfs, so that the picture is not empty.
 pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<Metrics>) -> Handle {
     let observer = Observer {
         probe,
@@ -74,8 +77,11 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
         interval: watch::Sender::new(SAMPLE),
         released: watch::Sender::new(false),
     };
-    observer.scan(&sysfs_root);
-    tokio::spawn(observer.clone().follow_sysfs(sysfs_root));
+    let (scanned, first) = std::sync::mpsc::channel();
+    let scanner = observer.clone();
+    std::thread::spawn(move || scanner.follow_sysfs(&sysfs_root, &scanned));
+    // Late is no reason to wait on: the scan goes on by itself.
+    let _ = first.recv_timeout(FIRST_SCAN);
     tokio::spawn(observer.clone().follow_events(handle.released.subscribe()));
     tokio::spawn(observer.clone().follow_inventory());
     tokio::spawn(observer.clone().follow_readings(handle.interval.subscribe()));
@@ -98,10 +104,13 @@ impl Observer {
         }
     }
 
-    async fn follow_sysfs(self, root: PathBuf) {
+    /// On a thread of its own: some files are answered by the GPU's driver, and one that hangs would take the agent with it.
+    fn follow_sysfs(self, root: &Path, scanned: &std::sync::mpsc::Sender<()>) {
         loop {
-            sleep(SCAN).await;
-            self.scan(&root);
+            self.scan(root);
+            // Only the first is waited for.
+            let _ = scanned.send(());
+            std::thread::sleep(SCAN);
         }
     }
 
@@ -180,14 +189,20 @@ impl Observer {
         }
     }
 
-    fn on_inventory(&self, answer: Answer<crate::facts::Inventory>) {
+    fn on_inventory(&self, answer: Answer<(Inventory, Vec<Vgpu>)>) {
         self.on_stuck_calls(answer.stuck_calls);
+        let (inventory, vgpus) = answer.found;
+        self.picture.update(|state, revision, now| {
+            if state.facts.on_vgpus(vgpus) {
+                facts_changed(state, revision, now);
+            }
+        });
         if answer.status.state != NvmlState::Ready {
             return self.on_state(answer.status);
         }
         self.picture.update(|state, revision, now| {
-            let gpus = answer.found.gpus.len();
-            if state.facts.on_inventory(answer.found, now) {
+            let gpus = inventory.gpus.len();
+            if state.facts.on_inventory(inventory, now) {
                 tracing::info!(gpus, "NVML inventory");
                 facts_changed(state, revision, now);
             }

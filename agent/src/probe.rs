@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus};
+use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Vgpu};
 use berth_proto::convert::{Malformed, nvml_status};
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
@@ -107,20 +107,23 @@ impl Probe {
         }
     }
 
-    /// Driver, GPUs, MIG.
-    pub async fn inventory(&self) -> Result<Answer<Inventory>, NoAnswer> {
+    /// Driver, GPUs, MIG; and virtual GPUs, which do not need NVML.
+    pub async fn inventory(&self) -> Result<Answer<(Inventory, Vec<Vgpu>)>, NoAnswer> {
         let mut client = self.client.clone();
         let reply = in_time(client.inventory(wire::InventoryRequest {})).await?;
         Ok(Answer {
             status: nvml_status(reply.state, reply.message),
-            found: Inventory {
-                driver: reply.driver.map(Into::into),
-                gpus: reply
-                    .gpus
-                    .into_iter()
-                    .map(TryInto::try_into)
-                    .collect::<Result<_, _>>()?,
-            },
+            found: (
+                Inventory {
+                    driver: reply.driver.map(Into::into),
+                    gpus: reply
+                        .gpus
+                        .into_iter()
+                        .map(TryInto::try_into)
+                        .collect::<Result<_, _>>()?,
+                },
+                reply.vgpus.into_iter().map(Into::into).collect(),
+            ),
             stuck_calls: reply.stuck_calls,
         })
     }

@@ -1,6 +1,7 @@
 //! The command line: everything that the chart's values can set.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use berth_crds::premlabs::aideployment::{OnNoFit, PlacementPolicy};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -69,6 +70,18 @@ pub struct Settings {
     /// NFD's `feature.node.kubernetes.io/pci-*` keys.
     #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
     pub nfd_labels: KeyFamily,
+    /// The keys of AMD's node labeller.
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
+    pub amd_labels: KeyFamily,
+    /// The keys of Intel's device plugins.
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
+    pub intel_labels: KeyFamily,
+    /// ConfigMap that NVIDIA's device plugin reads, for MIG strategy and sharing; absent: neither.
+    #[arg(long, value_name = "NAMESPACE/NAME", global = true)]
+    pub device_plugin_config: Option<ObjectName>,
+    /// Write nvidia.com/gfd.timestamp: when a node's labels changed last.
+    #[arg(long, global = true)]
+    pub gfd_timestamp: bool,
     /// Who places AIDeployments that ask for a GPU and do not say.
     #[arg(long, value_parser = policy, default_value = "Managed", global = true)]
     pub placement_default: PlacementPolicy,
@@ -204,6 +217,28 @@ pub enum KeyFamily {
     Never,
 }
 
+/// An object of a namespaced kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl FromStr for ObjectName {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => Ok(Self {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }),
+            _ => Err(format!("{s:?} is not of the form namespace/name")),
+        }
+    }
+}
+
 /// A colon before the last slash is a registry's port, not a tag's.
 fn engine_image(s: &str) -> Result<(String, Image), String> {
     let wrong = || format!("{s:?} is not <engine>=<repository>[:<tag>]");
@@ -279,6 +314,19 @@ mod tests {
         let args = Args::parse_from(["berth-controller", "run", "--pulsar-token=hush"]);
         assert_eq!(args.settings.pulsar.token, "hush");
         assert!(!format!("{:?}", args.settings).contains("hush"));
+    }
+
+    #[test]
+    fn names_of_objects() {
+        for (text, valid) in [
+            ("a/b", true),
+            ("a", false),
+            ("/b", false),
+            ("a/", false),
+            ("a/b/c", false),
+        ] {
+            assert_eq!(text.parse::<ObjectName>().is_ok(), valid, "{text}");
+        }
     }
 
     #[test]

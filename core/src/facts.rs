@@ -31,6 +31,14 @@ pub struct NodeFacts {
     pub gpus_age: Option<Duration>,
     /// `/sys/module/nvidia/version`; `None`: the kernel module is not loaded.
     pub kernel_driver_version: Option<String>,
+    /// NVIDIA functions that are virtual GPUs of a hypervisor, by address. Reading them takes root, so none may mean "not read".
+    pub vgpus: Vec<Vgpu>,
+    /// AMD GPUs that the amdgpu driver serves, by address.
+    pub amd_gpus: Vec<AmdGpu>,
+    /// The amdgpu kernel module; `None`: it serves nothing here.
+    pub amd_driver: Option<AmdDriver>,
+    /// Intel GPUs that i915 or xe serve, by address.
+    pub intel_gpus: Vec<IntelGpu>,
 }
 
 impl NodeFacts {
@@ -199,6 +207,66 @@ pub struct Fabric {
     pub cluster_uuid: String,
     /// Clique within the cluster.
     pub clique_id: u32,
+}
+
+/// A virtual GPU in a guest, as its PCI configuration space tells. Source: [`crate::vgpu::read`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vgpu {
+    /// Lower-case `dddd:bb:dd.f`.
+    pub pci_address: String,
+    /// Driver version of the hypervisor's host.
+    pub host_driver_version: Option<String>,
+    /// Driver branch of the hypervisor's host, e.g. `r550_00`.
+    pub host_driver_branch: Option<String>,
+}
+
+/// One AMD GPU, from sysfs alone. Partitions of a GPU are not told apart: one PCI function is one GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmdGpu {
+    /// Lower-case `dddd:bb:dd.f`.
+    pub pci_address: String,
+    /// PCI device id.
+    pub device: u16,
+    /// Source: `product_name` of the PCI device.
+    pub product: Option<String>,
+    /// Source: `mem_info_vram_total` of the PCI device.
+    pub vram_bytes: Option<u64>,
+    /// Source: `simd_count` of its KFD topology node.
+    pub simd_count: Option<u32>,
+    /// Source: `simd_per_cu` of its KFD topology node.
+    pub simd_per_cu: Option<u32>,
+    /// 10000 × major + 100 × minor + stepping, e.g. 90402 for gfx942. Source: `gfx_target_version` of its KFD topology node.
+    pub gfx_target_version: Option<u32>,
+    /// `SPX`, `CPX` … Source: `current_compute_partition` of the PCI device.
+    pub compute_partition: Option<String>,
+    /// `NPS1`, `NPS4` … Source: `current_memory_partition` of the PCI device.
+    pub memory_partition: Option<String>,
+    /// Whether the PCI device has `available_compute_partition`.
+    pub compute_partitioning: bool,
+    /// Whether the PCI device has `available_memory_partition`.
+    pub memory_partitioning: bool,
+}
+
+/// The amdgpu kernel module.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmdDriver {
+    /// Source: `/sys/module/amdgpu/version`; the kernel's own driver has none.
+    pub version: Option<String>,
+    /// Source: `/sys/module/amdgpu/srcversion`.
+    pub source_version: Option<String>,
+}
+
+/// One Intel GPU, from sysfs alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntelGpu {
+    /// Lower-case `dddd:bb:dd.f`.
+    pub pci_address: String,
+    /// N of `/dev/dri/cardN`.
+    pub card: u32,
+    /// Tiles: `gt/gt*` of the card (i915) or `tile*` of the PCI device (xe), at least 1.
+    pub tiles: u32,
+    /// All tiles together. Source: `lmem_total_bytes` of the card (i915); xe does not tell.
+    pub memory_bytes: Option<u64>,
 }
 
 /// One reading of one GPU. Every field may be missing on its own.

@@ -13,3 +13,4 @@ pub mod freshness;
 pub mod health;
 pub mod labels;
 pub mod placement;
+pub mod vgpu;

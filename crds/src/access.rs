@@ -144,7 +144,7 @@ pub const ACCESS: &[Access] = &[
         "",
         "configmaps",
         &["list", "watch", "get", "create", "patch", "delete"],
-        "Engine configuration files of AIDeployments and AIModelMaps; the CA that agents trust, old and new.",
+        "Engine configuration files of AIDeployments and AIModelMaps; the CA that agents trust, old and new; the device plugin's configuration, where it is named.",
     ),
     row(
         Scope::Cluster,
@@ -351,6 +351,8 @@ pub const ACCESS: &[Access] = &[
 pub const HARDWARE_KEY_PREFIXES: &[&str] = &[
     "nvidia.com/",
     "amd.com/gpu",
+    "amd.com/compute-",
+    "amd.com/memory-partitioning-supported",
     "beta.amd.com/gpu",
     "gpu.intel.com/",
     "feature.node.kubernetes.io/pci-",

@@ -203,15 +203,28 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// A condition with a message.
+    /// A condition with a message; an endless one, as of a spec with an endless value, is cut to [`LONGEST_MESSAGE`].
     pub fn new(type_: Type, status: Status, reason: Reason, message: impl Into<String>) -> Self {
         Self {
             type_,
             status,
             reason,
-            message: message.into(),
+            message: shortened(message.into(), LONGEST_MESSAGE),
         }
     }
+}
+
+/// Longest message of a condition, in bytes: far below what the API allows, and a status has several.
+pub const LONGEST_MESSAGE: usize = 8 * 1024;
+
+/// The text, cut to so many bytes, with an ellipsis where it was cut.
+pub fn shortened(mut text: String, longest: usize) -> String {
+    const CUT: &str = " …";
+    if text.len() > longest {
+        text.truncate(text.floor_char_boundary(longest.saturating_sub(CUT.len())));
+        text.push_str(CUT);
+    }
+    text
 }
 
 /// The condition list after `desired` replaced whatever it has a type for in `old`, in the order of `desired`; types that are not in
@@ -274,6 +287,20 @@ mod tests {
             t1,
         );
         assert_eq!(flipped[0].last_transition_time.0, t1);
+    }
+
+    #[test]
+    fn endless_messages_are_cut_between_characters() {
+        for (text, longest, want) in [
+            ("short", 5, "short"),
+            ("longer", 5, "l …"),
+            ("é€é€", 7, "é …"),
+            ("abc", 0, " …"),
+        ] {
+            assert_eq!(shortened(text.into(), longest), want);
+        }
+        let endless = Desired::new(Type::Accepted, Status::False, Reason::InvalidSpec, "é".repeat(1 << 20));
+        assert!(endless.message.len() <= LONGEST_MESSAGE);
     }
 
     #[test]

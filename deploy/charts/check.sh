@@ -10,7 +10,7 @@ release=(berth berth --namespace berth-system --kube-version 1.36.3 --api-versio
 
 "$helm" lint --quiet --strict --kube-version 1.36.3 berth berth-crds
 
-for bad in nodes.mode=maybe nvml.access=root labels.nfd=yes placement.onNoFit=Stay controller.replicas=0 'labeler.allowKeys={kubernetes.io/}' \
+for bad in nodes.mode=maybe nvml.access=root labels.nfd=yes labels.devicePluginConfig=plugin-config placement.onNoFit=Stay controller.replicas=0 'labeler.allowKeys={kubernetes.io/}' \
   "labeler.allowKeys={a.io/b' || true}" image.tag=a/b extraArgs=x \
   aiDeployment.engineImages.generic.tag=x aiDeployment.engineImages.vllm.tag=a:b aiDeployment.engineImages.vllm.repository=host:5000 \
   'aiDeployment.gpuTolerations[0].effect=Never' agent.extra=1 runtimeClass.create=maybe; do

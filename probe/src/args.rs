@@ -35,6 +35,12 @@ pub struct Serve {
     /// Exactly this libnvidia-ml.so.1 and no search; repeatable.
     #[arg(long, value_name = "PATH")]
     pub nvml_lib: Vec<PathBuf>,
+    /// Where the host's /sys is.
+    #[arg(long, value_name = "DIR", default_value = "/sys")]
+    pub sysfs_root: PathBuf,
+    /// End when standard input does: whoever started this process is gone then.
+    #[arg(long)]
+    pub until_stdin_ends: bool,
     /// Deadline of one NVML call.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = DEFAULT_CALL_TIMEOUT)]
     pub call_timeout: Duration,

@@ -21,6 +21,7 @@ mod mig;
 mod pace;
 mod service;
 mod session;
+mod vgpu;
 mod watcher;
 mod worker;
 
@@ -57,7 +58,15 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let feed = feed::Feed::new();
     let keeper = keeper::start(&serve, feed.clone());
-    let serving = service::serve(&serve.socket, keeper, feed);
+    let vgpus = vgpu::Vgpus::new(serve.sysfs_root.clone());
+    if serve.until_stdin_ends {
+        std::thread::spawn(|| {
+            // What is written there is of no interest.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            leave()
+        });
+    }
+    let serving = service::serve(&serve.socket, keeper, feed, vgpus);
     tokio::select! {
         result = serving => result.with_context(|| format!("serving on {}", serve.socket.display())),
         _ = terminate.recv() => leave(),

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use berth_core::facts::{GpuSample, NvmlStatus};
 use berth_proto::probe::v1 as wire;
@@ -15,18 +16,21 @@ use tonic::{Request, Response, Status};
 
 use crate::feed::{Feed, Item};
 use crate::keeper::{Ending, Handle};
+use crate::vgpu::{self, Vgpus};
 
 struct Service {
     keeper: Handle,
     feed: Feed,
+    vgpus: Arc<Vgpus>,
 }
 
 /// Serves until the process ends.
-pub async fn serve(socket: &Path, keeper: Handle, feed: Feed) -> io::Result<()> {
+pub async fn serve(socket: &Path, keeper: Handle, feed: Feed, vgpus: Vgpus) -> io::Result<()> {
     let listener = bind(socket)?;
+    let vgpus = Arc::new(vgpus);
     tracing::info!(socket = %socket.display(), "serving");
     tonic::transport::Server::builder()
-        .add_service(wire::probe_server::ProbeServer::new(Service { keeper, feed }))
+        .add_service(wire::probe_server::ProbeServer::new(Service { keeper, feed, vgpus }))
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
         .map_err(io::Error::other)
@@ -79,6 +83,7 @@ impl wire::probe_server::Probe for Service {
             state: wire_state(&answer.status),
             message: answer.status.message,
             stuck_calls: answer.stuck_calls,
+            vgpus: vgpu::look(&self.vgpus).await.into_iter().map(Into::into).collect(),
             ..wire::InventoryReply::default()
         };
         if let Some(found) = answer.found {

@@ -230,6 +230,85 @@ impl TryFrom<v1::Gpu> for facts::Gpu {
     }
 }
 
+impl From<facts::Vgpu> for v1::Vgpu {
+    fn from(v: facts::Vgpu) -> Self {
+        Self {
+            pci_address: v.pci_address,
+            host_driver_version: v.host_driver_version,
+            host_driver_branch: v.host_driver_branch,
+        }
+    }
+}
+
+impl From<v1::Vgpu> for facts::Vgpu {
+    fn from(v: v1::Vgpu) -> Self {
+        Self {
+            pci_address: v.pci_address,
+            host_driver_version: v.host_driver_version,
+            host_driver_branch: v.host_driver_branch,
+        }
+    }
+}
+
+impl From<facts::AmdGpu> for v1::AmdGpu {
+    fn from(g: facts::AmdGpu) -> Self {
+        Self {
+            pci_address: g.pci_address,
+            device: g.device.into(),
+            product: g.product,
+            vram_bytes: g.vram_bytes,
+            simd_count: g.simd_count,
+            simd_per_cu: g.simd_per_cu,
+            gfx_target_version: g.gfx_target_version,
+            compute_partition: g.compute_partition,
+            memory_partition: g.memory_partition,
+            compute_partitioning: g.compute_partitioning,
+            memory_partitioning: g.memory_partitioning,
+        }
+    }
+}
+
+impl TryFrom<v1::AmdGpu> for facts::AmdGpu {
+    type Error = Malformed;
+    fn try_from(g: v1::AmdGpu) -> Result<Self, Malformed> {
+        Ok(Self {
+            pci_address: g.pci_address,
+            device: narrow("amd_gpu.device", g.device)?,
+            product: g.product,
+            vram_bytes: g.vram_bytes,
+            simd_count: g.simd_count,
+            simd_per_cu: g.simd_per_cu,
+            gfx_target_version: g.gfx_target_version,
+            compute_partition: g.compute_partition,
+            memory_partition: g.memory_partition,
+            compute_partitioning: g.compute_partitioning,
+            memory_partitioning: g.memory_partitioning,
+        })
+    }
+}
+
+impl From<facts::IntelGpu> for v1::IntelGpu {
+    fn from(g: facts::IntelGpu) -> Self {
+        Self {
+            pci_address: g.pci_address,
+            card: g.card,
+            tiles: g.tiles,
+            memory_bytes: g.memory_bytes,
+        }
+    }
+}
+
+impl From<v1::IntelGpu> for facts::IntelGpu {
+    fn from(g: v1::IntelGpu) -> Self {
+        Self {
+            pci_address: g.pci_address,
+            card: g.card,
+            tiles: g.tiles,
+            memory_bytes: g.memory_bytes,
+        }
+    }
+}
+
 impl From<facts::NodeFacts> for v1::NodeFacts {
     fn from(f: facts::NodeFacts) -> Self {
         Self {
@@ -241,6 +320,13 @@ impl From<facts::NodeFacts> for v1::NodeFacts {
             gpus: f.gpus.into_iter().map(Into::into).collect(),
             gpus_age_ms: f.gpus_age.map(ms),
             kernel_driver_version: f.kernel_driver_version,
+            vgpus: f.vgpus.into_iter().map(Into::into).collect(),
+            amd_gpus: f.amd_gpus.into_iter().map(Into::into).collect(),
+            amd_driver: f.amd_driver.map(|d| v1::AmdDriver {
+                version: d.version,
+                source_version: d.source_version,
+            }),
+            intel_gpus: f.intel_gpus.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -256,6 +342,17 @@ impl TryFrom<v1::NodeFacts> for facts::NodeFacts {
             gpus: f.gpus.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             gpus_age: f.gpus_age_ms.map(Duration::from_millis),
             kernel_driver_version: f.kernel_driver_version,
+            vgpus: f.vgpus.into_iter().map(Into::into).collect(),
+            amd_gpus: f
+                .amd_gpus
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            amd_driver: f.amd_driver.map(|d| facts::AmdDriver {
+                version: d.version,
+                source_version: d.source_version,
+            }),
+            intel_gpus: f.intel_gpus.into_iter().map(Into::into).collect(),
         })
     }
 }
@@ -398,5 +495,63 @@ impl TryFrom<v1::GpuEvent> for facts::GpuEvent {
             source: e.source,
             detail: e.detail,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> facts::NodeFacts {
+        facts::NodeFacts {
+            vgpus: vec![facts::Vgpu {
+                pci_address: "0000:10:00.0".into(),
+                host_driver_version: Some("550.90.05".into()),
+                host_driver_branch: None,
+            }],
+            amd_gpus: vec![facts::AmdGpu {
+                pci_address: "0000:05:00.0".into(),
+                device: 0x74a1,
+                product: Some("AMD Instinct MI300X OAM".into()),
+                vram_bytes: Some(192 << 30),
+                simd_count: Some(1216),
+                simd_per_cu: Some(4),
+                gfx_target_version: Some(90402),
+                compute_partition: Some("SPX".into()),
+                memory_partition: Some("NPS1".into()),
+                compute_partitioning: true,
+                memory_partitioning: false,
+            }],
+            amd_driver: Some(facts::AmdDriver {
+                version: None,
+                source_version: Some("1F2A".into()),
+            }),
+            intel_gpus: vec![facts::IntelGpu {
+                pci_address: "0000:3a:00.0".into(),
+                card: 1,
+                tiles: 2,
+                memory_bytes: Some(128 << 30),
+            }],
+            ..facts::NodeFacts::default()
+        }
+    }
+
+    #[test]
+    fn facts_of_all_vendors_arrive_as_they_were_sent() {
+        assert_eq!(facts::NodeFacts::try_from(v1::NodeFacts::from(facts())), Ok(facts()));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_know_a_vendor_says_nothing_of_it() {
+        let of_older = facts::NodeFacts::try_from(v1::NodeFacts::default());
+        assert_eq!(of_older, Ok(facts::NodeFacts::default()));
+    }
+
+    #[test]
+    fn an_id_that_is_none_is_refused() {
+        let mut message = v1::NodeFacts::from(facts());
+        message.amd_gpus[0].device = 0x1_0000;
+        let refused = facts::NodeFacts::try_from(message).unwrap_err();
+        assert_eq!(refused.field, "amd_gpu.device");
     }
 }

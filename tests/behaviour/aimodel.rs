@@ -49,6 +49,10 @@ fn main() -> ExitCode {
         .trial("KEDA is told what to scale by, and leaves the number alone", |c| {
             scaled(Fixture::new(c))
         })
+        .trial(
+            "what the original left behind is taken over without restarting a pod",
+            |c| left_behind(Fixture::new(c)),
+        )
         .run()
 }
 
@@ -528,9 +532,23 @@ async fn install_keda(f: &Fixture) -> anyhow::Result<()> {
             plural: "customresourcedefinitions".into(),
         };
         let api: Api<DynamicObject> = Api::all_with(f.client(), &resource);
-        api.create(&PostParams::default(), &serde_json::from_value(crd)?)
-            .await?;
+        match api.create(&PostParams::default(), &serde_json::from_value(crd)?).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            other => drop(other?),
+        }
     }
+    Ok(())
+}
+
+/// The kinds are there, and Berth has noticed.
+async fn with_keda(f: &Fixture, ns: &str) -> anyhow::Result<()> {
+    install_keda(f).await?;
+    apply(f, ns, model("first", json!({"msgBacklogThreshold": 1}))).await?;
+    eventually("a first ScaledObject", DISCOVERY, async || {
+        Ok(keda(f, ns, KEDA_KINDS[0]).get("first-scaledobject").await?)
+    })
+    .await?;
+    models(f, ns).delete("first", &DeleteParams::default()).await?;
     Ok(())
 }
 
@@ -547,6 +565,8 @@ fn keda(f: &Fixture, ns: &str, (kind, plural): (&str, &str)) -> Api<DynamicObjec
 
 async fn scaled(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("scaled").await?;
+    let elsewhere = f.namespace("first").await?;
+    with_keda(&f, &elsewhere).await?;
     f.kubectl(&["apply", "-n", &ns, "--validate=strict", "-f", &f.repo(SAMPLES)])
         .await?;
     let objects = keda(&f, &ns, KEDA_KINDS[0]);
@@ -567,7 +587,7 @@ async fn scaled(f: Fixture) -> anyhow::Result<()> {
         })
         .await
     };
-    trigger(DISCOVERY, "2", "TinyLlama-1.1B").await?;
+    trigger(SOON, "2", "TinyLlama-1.1B").await?;
     let made: BTreeSet<String> = objects
         .list(&ListParams::default())
         .await?
@@ -673,4 +693,74 @@ async fn scaled(f: Fixture) -> anyhow::Result<()> {
     .await?;
 
     Ok(())
+}
+
+async fn left_behind(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("left").await?;
+    let elsewhere = f.namespace("first").await?;
+    with_keda(&f, &elsewhere).await?;
+    // Paused, so that the original is alone with it.
+    let mut object = model("old", json!({"msgBacklogThreshold": 4, "replicas": 2}));
+    object["metadata"]["annotations"] = json!({names::PAUSED: ""});
+    object["metadata"]["labels"] = json!({"app": "old"});
+    apply(&f, &ns, object).await?;
+    let uid = models(&f, &ns).get("old").await?.metadata.uid;
+    let owner = json!([{"apiVersion": "model.youxam.com/v1alpha1", "kind": "AIModel", "name": "old", "uid": uid, "controller": true, "blockOwnerDeletion": true}]);
+    let by_original = PostParams {
+        field_manager: Some("manager".into()),
+        ..PostParams::default()
+    };
+    let account = json!({"metadata": {"name": "old-deployment-sa", "ownerReferences": owner}});
+    Api::<ServiceAccount>::namespaced(f.client(), &ns)
+        .create(&by_original, &serde_json::from_value(account)?)
+        .await?;
+    let labels = json!({"app": "old", "aimodel-internel-selector": "old"});
+    let deployment = json!({"metadata": {"name": "old-deployment", "ownerReferences": owner}, "spec": {
+        "replicas": 5, "selector": {"matchLabels": {"aimodel-internel-selector": "old"}},
+        "template": {
+            "metadata": {"labels": labels, "annotations": {keys::SERVICE_ACCOUNT_SEEN: "2026-01-01T00:00:00Z", "restartedAt": "x"}},
+            "spec": {"serviceAccountName": "old-deployment-sa", "containers": [{"name": "old", "image": "worker:0"}]}}}});
+    let made = deployments(&f, &ns)
+        .create(&by_original, &serde_json::from_value(deployment)?)
+        .await?;
+    let scaled = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+        "metadata": {"name": "old-scaledobject", "ownerReferences": owner}, "spec": {"triggers": []}});
+    let objects = keda(&f, &ns, KEDA_KINDS[0]);
+    objects.create(&by_original, &serde_json::from_value(scaled)?).await?;
+    // It writes its status whole, and so without conditions.
+    let state =
+        json!({"status": {"state": "Failed", "message": "GeneralError: of the original's time", "conditions": null}});
+    models(&f, &ns)
+        .patch_status("old", &PatchParams::default(), &Patch::Merge(state))
+        .await?;
+    expect_rolled(&f, &ns, "old", 1).await?;
+
+    let go = Patch::Merge(json!({"metadata": {"annotations": {names::PAUSED: null}}}));
+    models(&f, &ns).patch("old", &PatchParams::default(), &go).await?;
+    expect_condition(&f, &ns, "old", "Accepted", ("True", "Valid"), SOON).await?;
+    expect_rolled(&f, &ns, "old", 1).await?;
+    let message = expect_state(&f, &ns, "old", "Failed").await?;
+    ensure!(message == "GeneralError: of the original's time", "{message}");
+    let taken = deployments(&f, &ns).get("old-deployment").await?;
+    ensure!(taken.metadata.uid == made.metadata.uid && taken.labels().contains_key(names::MANAGED_BY));
+    let (before, after) = (made.spec.context("spec")?, taken.spec.context("spec")?);
+    ensure!(
+        before.template == after.template && after.replicas == Some(5),
+        "{after:?}"
+    );
+
+    // An edit brings all of it in step, in one rollout, and leaves the number to whoever scales.
+    edit(&f, &ns, "old", json!({"image": "worker:2"})).await?;
+    expect_rolled(&f, &ns, "old", 2).await?;
+    let spec = deployments(&f, &ns).get("old-deployment").await?.spec.context("spec")?;
+    let annotations = spec.template.metadata.and_then(|m| m.annotations).unwrap_or_default();
+    ensure!(!annotations.contains_key("restartedAt"), "{annotations:?}");
+    ensure!(spec.replicas == Some(5), "{:?}", spec.replicas);
+    eventually("the ScaledObject follows", SOON, async || {
+        let object = objects.get("old-scaledobject").await?;
+        let threshold = &object.data["spec"]["triggers"][0]["metadata"]["msgBacklogThreshold"];
+        ensure!(threshold == "4", "{}", object.data["spec"]);
+        Ok(())
+    })
+    .await
 }

@@ -275,7 +275,7 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
             "labels": {"mlcontroller.premlabs.io/aimodelmap": "old"}, "annotations": {"mlcontroller.premlabs.io/aimodelmap": "old"},
             "ownerReferences": [{"apiVersion": "premlabs.io/v1alpha1", "kind": "AIModelMap", "name": "old", "uid": uid,
                 "controller": true, "blockOwnerDeletion": true}]},
-        "data": {"localai-base-engineConfigFile": "frozen at creation"}});
+        "data": {"localai-base-engineConfigFile": "frozen at creation", "generic-old-engineConfigFile": "of a variant that is gone"}});
     let params = PostParams {
         field_manager: Some("manager".into()),
         ..PostParams::default()

@@ -49,6 +49,9 @@ fn carry_over(old: &NodeFacts, elapsed: Duration, new: &mut NodeFacts) {
         if new.driver.is_none() {
             new.driver.clone_from(&old.driver);
         }
+        if new.vgpus.is_empty() {
+            new.vgpus.clone_from(&old.vgpus);
+        }
     }
 }
 
@@ -62,6 +65,10 @@ fn same_facts(a: &NodeFacts, b: &NodeFacts) -> bool {
         gpus,
         gpus_age,
         kernel_driver_version,
+        vgpus,
+        amd_gpus,
+        amd_driver,
+        intel_gpus,
     } = a;
     *machine == b.machine
         && *pci == b.pci
@@ -70,6 +77,10 @@ fn same_facts(a: &NodeFacts, b: &NodeFacts) -> bool {
         && *gpus == b.gpus
         && gpus_age.is_some() == b.gpus_age.is_some()
         && *kernel_driver_version == b.kernel_driver_version
+        && *vgpus == b.vgpus
+        && *amd_gpus == b.amd_gpus
+        && *amd_driver == b.amd_driver
+        && *intel_gpus == b.intel_gpus
 }
 
 /// A whole health report came.

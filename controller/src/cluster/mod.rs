@@ -14,11 +14,12 @@ mod pod;
 mod queue;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use berth_core::facts::{GpuSample, NodeFacts};
 use berth_core::health::NodeHealth;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use node::Node;
@@ -28,6 +29,7 @@ pub use pod::{Container, Pod, PodKey, Served, class_list, compute_capability};
 pub use queue::Queue;
 pub use watch::run as watch;
 
+use crate::kinds::is_older;
 use crate::placement::Outcome;
 
 /// An object of a namespaced kind: namespace and name.
@@ -131,10 +133,17 @@ impl Cluster {
         self.picture.read()
     }
 
-    /// A node was added or changed.
+    /// A node was added or changed. News older than what is known, as the watch brings it after a write of our own, is none.
     pub fn apply_node(&self, node: Node) {
         let name = node.name.clone();
-        let before = self.picture.write().nodes.insert(name.clone(), node.clone());
+        let before = {
+            let mut picture = self.picture.write();
+            let known = picture.nodes.get(&name);
+            if known.is_some_and(|k| k.uid == node.uid && is_older(&node.resource_version, &k.resource_version)) {
+                return;
+            }
+            picture.nodes.insert(name.clone(), node.clone())
+        };
         let labels_changed = before
             .as_ref()
             .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers)
@@ -146,6 +155,16 @@ impl Cluster {
         }
         if before.is_none_or(|b| !b.same_for_placement(&node)) {
             self.placement.push(());
+        }
+    }
+
+    /// The API server's answer to a write of our own. Without it the next decision would be on what was there before, as the watch lags
+    /// behind, and the same would be written again.
+    pub fn observe_node(&self, meta: &ObjectMeta) {
+        let name = meta.name.as_deref().unwrap_or_default();
+        let known = self.picture.read().nodes.get(name).cloned();
+        if let Some(node) = known.filter(|n| Some(&n.uid) == meta.uid.as_ref()) {
+            self.apply_node(node.with_metadata(meta));
         }
     }
 
@@ -163,14 +182,11 @@ impl Cluster {
 
     /// The complete list of nodes, after a (re)list.
     pub fn reset_nodes(&self, nodes: Vec<Node>) {
+        let listed: HashSet<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
         let gone: Vec<String> = {
             let picture = self.picture.read();
-            picture
-                .nodes
-                .keys()
-                .filter(|n| !nodes.iter().any(|m| m.name == **n))
-                .cloned()
-                .collect()
+            let names = picture.nodes.keys();
+            names.filter(|n| !listed.contains(n.as_str())).cloned().collect()
         };
         gone.iter().for_each(|n| self.delete_node(n));
         nodes.into_iter().for_each(|n| self.apply_node(n));
@@ -231,7 +247,7 @@ impl Cluster {
 
     /// The complete list of pods, after a (re)list.
     pub fn reset_pods(&self, pods: Vec<Pod>) {
-        let known: std::collections::HashSet<&PodKey> = pods.iter().map(|p| &p.uid).collect();
+        let known: HashSet<&PodKey> = pods.iter().map(|p| &p.uid).collect();
         let gone: Vec<PodKey> = self
             .picture
             .read()
@@ -336,5 +352,49 @@ impl Agent {
             samples: HashMap::new(),
             version: String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(version: &str, label: &str) -> Node {
+        Node {
+            name: "n".into(),
+            uid: "u".into(),
+            resource_version: version.into(),
+            labels: [("l".to_owned(), label.to_owned())].into(),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn an_own_write_is_known_at_once_and_not_undone_by_older_news() {
+        let cluster = Cluster::new();
+        let label = || cluster.read().nodes["n"].labels["l"].clone();
+        let answer = |uid: &str| -> ObjectMeta {
+            serde_json::from_value(
+                json!({"name": "n", "uid": uid, "resourceVersion": "9", "labels": {"l": "written"},
+                "managedFields": [{"manager": "m", "fieldsV1": {"f:metadata": {"f:labels": {"f:l": {}}}}}]}),
+            )
+            .unwrap()
+        };
+        cluster.apply_node(node("5", "first"));
+        cluster.observe_node(&answer("another"));
+        assert_eq!(label(), "first", "of a namesake");
+        cluster.observe_node(&answer("u"));
+        assert_eq!(label(), "written");
+        assert!(cluster.read().nodes["n"].label_managers["l"].contains("m"));
+        cluster.apply_node(node("8", "older"));
+        assert_eq!(label(), "written");
+        cluster.apply_node(node("10", "newer"));
+        assert_eq!(label(), "newer");
+        // A node that is not there is not made.
+        cluster.delete_node("n");
+        cluster.observe_node(&answer("u"));
+        assert!(cluster.read().nodes.is_empty());
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_core::placement::Resources;
 use berth_core::placement::node::Taint;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::pod::resources;
 
@@ -15,6 +16,8 @@ pub struct Node {
     pub name: String,
     /// UID.
     pub uid: String,
+    /// Version of the object.
+    pub resource_version: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Label key → field managers that own it.
@@ -37,15 +40,10 @@ impl Node {
         Self {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
-            label_managers: label_managers(node),
-            annotations: meta
-                .annotations
-                .iter()
-                .flatten()
-                .filter(|(k, _)| k.starts_with(berth_crds::names::DOMAIN))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
+            label_managers: label_managers(meta),
+            annotations: annotations(meta),
             taints: spec
                 .taints
                 .unwrap_or_default()
@@ -66,6 +64,17 @@ impl Node {
         }
     }
 
+    /// The node with newer metadata, the rest as it was.
+    pub fn with_metadata(self, meta: &ObjectMeta) -> Self {
+        Self {
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            label_managers: label_managers(meta),
+            annotations: annotations(meta),
+            ..self
+        }
+    }
+
     /// Whether no decision of placement can differ between the two.
     pub fn same_for_placement(&self, other: &Self) -> bool {
         self.uid == other.uid
@@ -76,10 +85,16 @@ impl Node {
     }
 }
 
+fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
+    let all = meta.annotations.iter().flatten();
+    let ours = all.filter(|(k, _)| k.starts_with(berth_crds::names::DOMAIN));
+    ours.map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
 /// Which managers own which label keys, from `metadata.managedFields` (keys look like `f:metadata` / `f:labels` / `f:<key>`).
-fn label_managers(node: &core::Node) -> BTreeMap<String, BTreeSet<String>> {
+fn label_managers(meta: &ObjectMeta) -> BTreeMap<String, BTreeSet<String>> {
     let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for entry in node.metadata.managed_fields.iter().flatten() {
+    for entry in meta.managed_fields.iter().flatten() {
         let (Some(manager), Some(fields)) = (&entry.manager, &entry.fields_v1) else {
             continue;
         };

@@ -145,13 +145,32 @@ pub fn set_gpus(resources: &mut ResourceRequirements, gpus: &Gpus) {
 
 /// A quantity in its unit; `None`: it is none.
 pub fn amount(quantity: &Quantity) -> Option<f64> {
-    // Longer ones are no honest quantity, and the grammar is ASCII.
+    // Longer ones are no honest quantity.
     let text = quantity.0.trim();
-    if text.is_empty() || text.len() > 64 || !text.is_ascii() {
+    if text.is_empty() || text.len() > 64 || !is_quantity(text) {
         return None;
     }
     let value = ParsedQuantity::try_from(text).ok()?.to_bytes_f64()?;
     value.is_finite().then_some(value)
+}
+
+/// Whether a text is a quantity to the API server: a decimal number, then one of its suffixes or a decimal exponent.
+/// Spaces around it do not count.
+pub fn is_quantity(text: &str) -> bool {
+    let text = text.trim();
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let end = unsigned
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(unsigned.len());
+    let (number, suffix) = unsigned.split_at(end);
+    let is_number = number.contains(|c: char| c.is_ascii_digit()) && number.matches('.').count() <= 1;
+    let is_suffix = match suffix {
+        "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei" => true,
+        other => other
+            .strip_prefix(['e', 'E'])
+            .is_some_and(|exponent| exponent.parse::<i32>().is_ok()),
+    };
+    is_number && is_suffix
 }
 
 /// What the label's value can be: the slugs that Berth makes are lower-case label values.

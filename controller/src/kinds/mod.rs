@@ -34,9 +34,12 @@ mod problems;
 mod runtime_classes;
 mod status;
 mod subset;
+mod unreadable;
 mod wakes;
 mod watch;
 mod workload;
+
+pub use children::is_older;
 
 use std::sync::Arc;
 
@@ -117,7 +120,7 @@ pub async fn run(context: Context) {
         maps,
         references,
     };
-    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at);
+    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at.clone());
     tokio::join!(
         watch_children,
         watch_classes,

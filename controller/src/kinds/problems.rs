@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use berth_crds::conditions::Reason;
+use berth_crds::conditions::{Reason, shortened};
+
+/// Longest path and text of one problem, in bytes: an endless value must not hide the problems after it.
+const LONGEST: usize = 512;
 
 /// One thing that cannot work as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +32,8 @@ impl Problems {
     pub fn push(&mut self, reason: Reason, path: impl Into<String>, wrong: impl fmt::Display, fix: impl fmt::Display) {
         self.0.push(Problem {
             reason,
-            path: path.into(),
-            text: format!("{wrong}; {fix}"),
+            path: shortened(path.into(), LONGEST),
+            text: format!("{}; {fix}", shortened(wrong.to_string(), LONGEST)),
         });
     }
 
@@ -82,7 +85,7 @@ impl Findings {
 
     /// A field has no effect, and why.
     pub fn ignored(&mut self, path: impl fmt::Display, why: impl fmt::Display) {
-        self.ignored.push(format!("{path}: {why}"));
+        self.ignored.push(shortened(format!("{path}: {why}"), LONGEST));
     }
 }
 

@@ -22,7 +22,7 @@ use crate::events::Events;
 
 /// A transition that people should hear of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Notice {
+pub struct Notice {
     /// Something is wrong.
     is_warning: bool,
     /// Reason.
@@ -43,7 +43,7 @@ const QUIET: &[Reason] = &[
 ];
 
 /// The transitions between two lists of conditions. A failed `Accepted` is told again when its message changes: that is another edit.
-fn notices(old: &[Condition], new: &[Condition]) -> Vec<Notice> {
+pub fn notices(old: &[Condition], new: &[Condition]) -> Vec<Notice> {
     new.iter()
         .filter_map(|now| {
             let before = old.iter().find(|c| c.type_ == now.type_);
@@ -72,7 +72,7 @@ fn notices(old: &[Condition], new: &[Condition]) -> Vec<Notice> {
 }
 
 /// Writes the transitions as Events on the object.
-fn tell(events: &Events, object: &ObjectReference, notices: Vec<Notice>) {
+pub fn tell(events: &Events, object: &ObjectReference, notices: Vec<Notice>) {
     for notice in notices {
         let tell = if notice.is_warning {
             Events::warning

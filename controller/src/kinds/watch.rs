@@ -90,6 +90,11 @@ pub trait Room: Send + Sync + 'static {
         None
     }
 
+    /// Tells an object that it cannot be read.
+    fn unreadable(&self, _key: &ObjectKey) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// One look at one object: everything is brought in step with it.
     fn look(&self, object: &Self::Object) -> impl Future<Output = Result<(), Error>> + Send;
 }
@@ -217,7 +222,11 @@ fn look<R: Room>(
             Err(invalid) => {
                 let meta = &invalid.metadata;
                 tracing::warn!(kind = kind_of::<R::Object>(), namespace = ?meta.namespace, name = ?meta.name, error = %invalid.error,
-                    "an object cannot be read; it is left alone until it changes");
+                    "an object cannot be read; nothing is made of it until it changes");
+                if meta.deletion_timestamp.is_none() {
+                    room.unreadable(&key_of(object.as_ref())).await?;
+                }
+                room.memories().change(&key_of(object.as_ref()), |m| m.attempts = 0);
                 return Ok(Action::await_change());
             }
         };

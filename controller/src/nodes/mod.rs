@@ -1,18 +1,20 @@
 //! Keeps the labels of every node in step with its hardware, and writes node labels for whoever computes them.
 //!
 //! ```text
-//! cluster.hardware ─► facts ─► core::labels ─► plan (pure: wanted, observed ─► write or leave) ─► write (server-side apply)
+//! cluster.hardware ─► facts ──┬─► core::labels ─► plan (pure: wanted, observed ─► write or leave) ─► write (server-side apply)
+//! device plugin's ConfigMap ──┘
 //! ```
 //!
 //! Labels follow facts, never the lack of them: an agent that is away changes nothing.
 
+mod device_plugin;
 mod plan;
 mod reports;
 mod write;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use berth_core::labels;
 use berth_crds::names::managers;
@@ -25,6 +27,7 @@ pub use write::write;
 use crate::args::NodesMode;
 use crate::cluster::{Node, Picture};
 use crate::context::Context;
+use device_plugin::DevicePlugin;
 use plan::{Families, Plan};
 use reports::Reports;
 
@@ -38,75 +41,124 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// Follows hardware facts, until the process ends.
 pub async fn run(context: Context) {
-    let families = Families::of(&context.settings);
-    let reports = Mutex::new(Reports::default());
-    let failures = Mutex::new(HashMap::new());
+    let plugin = DevicePlugin::new(context.settings.device_plugin_config.clone());
+    tokio::join!(plugin.follow(&context), label(&context, &plugin));
+}
+
+async fn label(context: &Context, plugin: &DevicePlugin) {
+    let labeler = Labeler {
+        context,
+        plugin,
+        families: Families::of(&context.settings),
+        reports: Mutex::default(),
+        failures: Mutex::default(),
+    };
+    plugin.ready().await;
     loop {
         let batch = context.cluster.hardware.next_batch(GATHER).await;
         futures::stream::iter(batch)
-            .for_each_concurrent(WRITERS, |name| serve(&context, families, name, &reports, &failures))
+            .for_each_concurrent(WRITERS, |name| labeler.serve(name))
             .await;
     }
 }
 
-/// Looks at one node.
-async fn serve(
-    context: &Context,
+/// What looking at a node takes.
+struct Labeler<'a> {
+    context: &'a Context,
+    plugin: &'a DevicePlugin,
     families: Families,
-    name: String,
-    reports: &Mutex<Reports>,
-    failures: &Mutex<HashMap<String, u32>>,
-) {
-    let planned = {
-        let picture = context.cluster.read();
-        match planned(&picture, families, &name) {
-            Some(planned) => planned,
-            None => {
-                if !picture.nodes.contains_key(&name) {
-                    reports.lock().forget(&name);
-                    failures.lock().remove(&name);
+    reports: Mutex<Reports>,
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+impl Labeler<'_> {
+    /// Looks at one node.
+    async fn serve(&self, name: String) {
+        let Self {
+            context,
+            reports,
+            failures,
+            ..
+        } = self;
+        let planned = {
+            let picture = context.cluster.read();
+            match self.planned(&picture, &name) {
+                Some(planned) => planned,
+                None => {
+                    if !picture.nodes.contains_key(&name) {
+                        reports.lock().forget(&name);
+                        failures.lock().remove(&name);
+                    }
+                    return;
                 }
-                return;
+            }
+        };
+        for (manager, keys) in reports.lock().newly_left(&name, &planned.uid, &planned.plan.left) {
+            report_left(context, &planned, &name, &manager, &keys);
+        }
+        for key in &planned.plan.refused {
+            tracing::error!(
+                node = name,
+                key,
+                "a computed label is outside of what may be written; it was left out"
+            );
+        }
+        let Some(wanted) = &planned.plan.write else {
+            failures.lock().remove(&name);
+            return;
+        };
+        if context.settings.nodes_mode == NodesMode::Observe {
+            let mut lasting = wanted.clone();
+            lasting.remove(plan::TIMESTAMP);
+            if reports.lock().newly_observed(&name, &lasting) {
+                tracing::info!(node = name, labels = ?wanted, "would write hardware labels (nodes mode is observe)");
+            }
+            return;
+        }
+        match write(&context.client, managers::NODES_HARDWARE, &name, &planned.uid, wanted).await {
+            Ok(now) => {
+                context.cluster.observe_node(&now);
+                failures.lock().remove(&name);
+                tracing::info!(node = name, labels = wanted.len(), "hardware labels written");
+            }
+            Err(error) => {
+                let attempt = {
+                    let mut failures = failures.lock();
+                    let attempt = failures.entry(name.clone()).or_insert(0);
+                    *attempt += 1;
+                    *attempt
+                };
+                let delay = backoff(attempt);
+                tracing::warn!(node = name, %error, attempt, retry_in = ?delay, "hardware labels were not written");
+                context.cluster.hardware.push_at(name, Instant::now() + delay);
             }
         }
-    };
-    for (manager, keys) in reports.lock().newly_left(&name, &planned.uid, &planned.plan.left) {
-        report_left(context, &planned, &name, &manager, &keys);
     }
-    for key in &planned.plan.refused {
-        tracing::error!(
-            node = name,
-            key,
-            "a computed label is outside of what may be written; it was left out"
-        );
-    }
-    let Some(wanted) = &planned.plan.write else {
-        failures.lock().remove(&name);
-        return;
-    };
-    if context.settings.nodes_mode == NodesMode::Observe {
-        if reports.lock().newly_observed(&name, wanted) {
-            tracing::info!(node = name, labels = ?wanted, "would write hardware labels (nodes mode is observe)");
+
+    /// `None`: nothing is known, or nothing may be done. The agent must be one of this very node, not of one that had its name before.
+    fn planned(&self, picture: &Picture, name: &str) -> Option<Planned> {
+        let node = picture.nodes.get(name)?;
+        let agent = picture.agents.get(name)?;
+        let facts = agent.facts.as_ref()?;
+        if agent.node_uid != node.uid || is_paused(node) {
+            return None;
         }
-        return;
+        let settings = labels::Settings {
+            timestamp: self.context.settings.gfd_timestamp.then(seconds_since_1970),
+            ..self.plugin.settings(node)
+        };
+        let computed = labels::labels(facts, &settings);
+        let plan = plan::plan(computed, labels::waits_for_nvml(facts), node, self.families);
+        Some(Planned {
+            uid: node.uid.clone(),
+            plan,
+        })
     }
-    match write(&context.client, managers::NODES_HARDWARE, &name, &planned.uid, wanted).await {
-        Ok(()) => {
-            failures.lock().remove(&name);
-            tracing::info!(node = name, labels = wanted.len(), "hardware labels written");
-        }
-        Err(error) => {
-            let attempt = {
-                let mut failures = failures.lock();
-                let attempt = failures.entry(name.clone()).or_insert(0);
-                *attempt += 1;
-                *attempt
-            };
-            let delay = backoff(attempt);
-            tracing::warn!(node = name, %error, attempt, retry_in = ?delay, "hardware labels were not written");
-            context.cluster.hardware.push_at(name, Instant::now() + delay);
-        }
-    }
+}
+
+fn seconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_secs())
 }
 
 /// Delay before the attempt after the `failures`-th failed one.
@@ -119,22 +171,6 @@ pub fn backoff(failures: u32) -> Duration {
 struct Planned {
     uid: String,
     plan: Plan,
-}
-
-/// `None`: nothing is known, or nothing may be done. The agent must be one of this very node, not of one that had its name before.
-fn planned(picture: &Picture, families: Families, name: &str) -> Option<Planned> {
-    let node = picture.nodes.get(name)?;
-    let agent = picture.agents.get(name)?;
-    let facts = agent.facts.as_ref()?;
-    if agent.node_uid != node.uid || is_paused(node) {
-        return None;
-    }
-    let computed = labels::labels(facts, &labels::Settings::default());
-    let plan = plan::plan(computed, labels::waits_for_nvml(facts), node, families);
-    Some(Planned {
-        uid: node.uid.clone(),
-        plan,
-    })
 }
 
 /// Whether a person stopped all label writes on the node.

@@ -10,11 +10,16 @@ use super::Labels;
 use crate::args::{KeyFamily, Settings};
 use crate::cluster::Node;
 
+/// When the labels changed last.
+pub(super) const TIMESTAMP: &str = "nvidia.com/gfd.timestamp";
+
 /// What the administrator decided for each family of keys.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Families {
     nvidia: KeyFamily,
     nfd: KeyFamily,
+    amd: KeyFamily,
+    intel: KeyFamily,
 }
 
 impl Families {
@@ -22,6 +27,8 @@ impl Families {
         Self {
             nvidia: settings.nvidia_labels,
             nfd: settings.nfd_labels,
+            amd: settings.amd_labels,
+            intel: settings.intel_labels,
         }
     }
 
@@ -30,6 +37,10 @@ impl Families {
             self.nfd
         } else if key.starts_with("nvidia.com/") {
             self.nvidia
+        } else if key.starts_with("amd.com/") || key.starts_with("beta.amd.com/") {
+            self.amd
+        } else if key.starts_with("gpu.intel.com/") {
+            self.intel
         } else {
             // Our own domain: nobody else has a say.
             KeyFamily::Always
@@ -75,7 +86,11 @@ pub(super) fn plan(computed: Labels, keep_gpu_keys: bool, node: &Node, families:
             }
         }
     });
-    let same = wanted.len() == owned.len() && wanted.iter().all(|(k, v)| owned.get(k.as_str()) == Some(&v.as_str()));
+    // A timestamp alone is no reason to write.
+    let same = wanted.len() == owned.len()
+        && wanted
+            .iter()
+            .all(|(k, v)| owned.get(k.as_str()).is_some_and(|now| k == TIMESTAMP || now == v));
     plan.write = (!same).then_some(wanted);
     plan
 }
@@ -116,6 +131,8 @@ mod tests {
         Families {
             nvidia: rule,
             nfd: rule,
+            amd: rule,
+            intel: rule,
         }
     }
 
@@ -201,6 +218,43 @@ mod tests {
             ("berth.dev/gpu-class", "h100", &[OURS]),
         ]);
         assert_eq!(plan_with(KeyFamily::Auto, &both), Plan::default());
+    }
+
+    #[test]
+    fn each_vendor_has_its_own_rule() {
+        let families = Families {
+            nvidia: KeyFamily::Always,
+            nfd: KeyFamily::Always,
+            amd: KeyFamily::Never,
+            intel: KeyFamily::Auto,
+        };
+        let computed = [
+            ("amd.com/compute-partitioning-supported", "true"),
+            ("amd.com/gpu.vram", "192G"),
+            ("beta.amd.com/gpu.vram.192G", "8"),
+            ("gpu.intel.com/tiles", "8"),
+            ("gpu.intel.com/product", "Max_1550"),
+            ("nvidia.com/gpu.count", "8"),
+        ];
+        let observed = node(&[("gpu.intel.com/tiles", "4", &["nfd-master"])]);
+        let plan = plan(labels(&computed), false, &observed, families);
+        assert_eq!(plan.write, Some(labels(&computed[4..])));
+        assert_eq!(plan.left["nfd-master"], ["gpu.intel.com/tiles"]);
+        assert!(plan.refused.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn a_timestamp_goes_along_with_other_changes() {
+        let computed = [(TIMESTAMP, "200"), ("nvidia.com/gpu.count", "8")];
+        for (stamped, count, write) in [
+            (Some("100"), "8", None),
+            (Some("100"), "7", Some(labels(&computed))),
+            (None, "8", Some(labels(&computed))),
+        ] {
+            let mut observed = vec![("nvidia.com/gpu.count", count, &[OURS][..])];
+            observed.extend(stamped.map(|s| (TIMESTAMP, s, &[OURS][..])));
+            assert_eq!(auto(&computed, &node(&observed)).write, write, "{stamped:?} {count}");
+        }
     }
 
     #[test]

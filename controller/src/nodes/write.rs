@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -33,8 +34,15 @@ pub enum WriteError {
 }
 
 /// Applies `labels` as the whole set that `manager` owns on a node: its other labels there go, unless somebody else owns them too.
-/// With the UID, a node that was deleted meanwhile is not made anew: the API server answers with a conflict.
-pub async fn write(client: &Client, manager: &str, node: &str, uid: &str, labels: &Labels) -> Result<(), WriteError> {
+/// With the UID, a node that was deleted meanwhile is not made anew: the API server answers with a conflict. The answer is the node's metadata
+/// as it is now, for [`observe_node`](crate::cluster::Cluster::observe_node).
+pub async fn write(
+    client: &Client,
+    manager: &str,
+    node: &str,
+    uid: &str,
+    labels: &Labels,
+) -> Result<ObjectMeta, WriteError> {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut metadata = json!({"name": node, "uid": uid});
     if !labels.is_empty() {
@@ -43,7 +51,7 @@ pub async fn write(client: &Client, manager: &str, node: &str, uid: &str, labels
     let patch = Patch::Apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata}));
     let params = PatchParams::apply(manager).force().validation_strict();
     match tokio::time::timeout(DEADLINE, nodes.patch_metadata(node, &params, &patch)).await {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(answer)) => Ok(answer.metadata),
         Ok(Err(source)) => Err(WriteError::Refused {
             node: node.to_owned(),
             source: Box::new(source),

@@ -1,10 +1,10 @@
 //! GPU classes: short names that people and manifests use for products.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::grammar;
 use super::product::products;
-use super::{GPU_CLASS, GPU_PER_CLASS};
+use super::{GPU_CLASS, GPU_PER_CLASS, amd, grammar, intel};
 use crate::facts::NodeFacts;
 
 /// Longest class: `gpu.<class>.memory` is the name part of a label key.
@@ -79,6 +79,10 @@ const TABLE: &[(&str, &str)] = &[
     ("mi250", "mi250"),
     ("mi210", "mi210"),
     ("mi100", "mi100"),
+    ("data center gpu max 1550", "max-1550"),
+    ("data center gpu max 1100", "max-1100"),
+    ("data center gpu flex 170", "flex-170"),
+    ("data center gpu flex 140", "flex-140"),
 ];
 
 /// Words of form factor, memory and edition, which do not make another class (besides sizes such as `80gb`).
@@ -155,20 +159,22 @@ fn is_variant(word: &str) -> bool {
 /// Adds `berth.dev/gpu.<class>.count` and `.memory` (MiB that each GPU of the class has), and on a node with one product
 /// `berth.dev/gpu-class`.
 pub(super) fn add(labels: &mut BTreeMap<String, String>, facts: &NodeFacts) {
-    let products = products(facts);
-    if let [one] = products.as_slice()
-        && let Some(class) = one.name.map(class_of).filter(|c| !c.is_empty())
-    {
-        labels.insert(GPU_CLASS.into(), class);
+    let kinds = kinds(facts);
+    let names: BTreeSet<Option<&str>> = kinds.iter().map(|k| k.name.as_deref()).collect();
+    if let [Some(one)] = Vec::from_iter(names).as_slice() {
+        let class = class_of(one);
+        if !class.is_empty() {
+            labels.insert(GPU_CLASS.into(), class);
+        }
     }
     let mut classes: BTreeMap<String, (usize, Option<u64>)> = BTreeMap::new();
-    for product in &products {
-        let Some(class) = product.name.map(class_of).filter(|c| !c.is_empty()) else {
+    for kind in &kinds {
+        let Some(class) = kind.name.as_deref().map(class_of).filter(|c| !c.is_empty()) else {
             continue;
         };
         let entry = classes.entry(class).or_insert((0, None));
-        entry.0 += product.gpus.len();
-        entry.1 = entry.1.into_iter().chain(product.memory_mib()).min();
+        entry.0 += kind.count;
+        entry.1 = entry.1.into_iter().chain(kind.memory_mib).min();
     }
     for (class, (count, memory)) in classes {
         labels.insert(format!("{GPU_PER_CLASS}{class}.count"), count.to_string());
@@ -176,6 +182,37 @@ pub(super) fn add(labels: &mut BTreeMap<String, String>, facts: &NodeFacts) {
             labels.insert(format!("{GPU_PER_CLASS}{class}.memory"), mib.to_string());
         }
     }
+}
+
+/// GPUs that are alike.
+struct Kind<'a> {
+    /// The product as its vendor names it; `None`: not known.
+    name: Option<Cow<'a, str>>,
+    count: usize,
+    memory_mib: Option<u64>,
+}
+
+/// Of all vendors. Intel's graphics in processors are none: nobody asks for them by class.
+fn kinds(facts: &NodeFacts) -> Vec<Kind<'_>> {
+    let nvidia = products(&facts.gpus).into_iter().map(|product| Kind {
+        name: product.name.map(Cow::Borrowed),
+        count: product.gpus.len(),
+        memory_mib: product.memory_mib(),
+    });
+    let amd = facts.amd_gpus.iter().map(|gpu| Kind {
+        name: amd::product(gpu).map(Cow::Borrowed),
+        count: 1,
+        memory_mib: gpu.vram_bytes.map(|b| b >> 20),
+    });
+    let intel = facts.pci.iter().filter_map(|function| {
+        let served = facts.intel_gpus.iter().find(|g| g.pci_address == function.address);
+        Some(Kind {
+            name: Some(Cow::Owned(intel::product(function)?)),
+            count: 1,
+            memory_mib: served.and_then(|g| g.memory_bytes).map(|b| b >> 20),
+        })
+    });
+    nvidia.chain(amd).chain(intel).collect()
 }
 
 #[cfg(test)]
@@ -217,6 +254,8 @@ mod tests {
             ("NVIDIA GeForce RTX 3090 Ti", "rtx-3090-ti"),
             ("NVIDIA GeForce RTX 4090", "rtx-4090"),
             ("AMD Instinct MI300X OAM", "mi300x"),
+            ("AMD_Instinct_MI300X_OAM", "mi300x"),
+            ("Intel Data Center GPU Max 1550", "max-1550"),
             // Not in the table, or something else under a known name.
             ("NVIDIA GeForce RTX 4090 Laptop GPU", "geforce-rtx-4090-laptop-gpu"),
             ("NVIDIA H100 Ultra", "h100-ultra"),

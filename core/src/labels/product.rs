@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use crate::facts::{Gpu, NodeFacts};
+use crate::facts::Gpu;
 
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
@@ -27,10 +27,10 @@ impl Product<'_> {
     }
 }
 
-/// The products of a node, in the order of their names.
-pub(super) fn products(facts: &NodeFacts) -> Vec<Product<'_>> {
+/// The products of these GPUs, in the order of their names.
+pub(super) fn products<'a>(gpus: impl IntoIterator<Item = &'a Gpu>) -> Vec<Product<'a>> {
     let mut by_name: BTreeMap<Option<&str>, Vec<&Gpu>> = BTreeMap::new();
-    for gpu in &facts.gpus {
+    for gpu in gpus {
         by_name.entry(gpu.product.as_deref()).or_default().push(gpu);
     }
     by_name.into_iter().map(|(name, gpus)| Product { name, gpus }).collect()
@@ -38,8 +38,8 @@ pub(super) fn products(facts: &NodeFacts) -> Vec<Product<'_>> {
 
 /// The product that single-valued keys describe: a named one before an unnamed, then the one with the most GPUs, then the most
 /// memory, then the first name.
-pub(super) fn described<'a>(facts: &'a NodeFacts) -> Option<Product<'a>> {
-    products(facts)
+pub(super) fn described<'a>(gpus: impl IntoIterator<Item = &'a Gpu>) -> Option<Product<'a>> {
+    products(gpus)
         .into_iter()
         .min_by_key(|p: &Product<'a>| (p.name.is_none(), Reverse(p.gpus.len()), Reverse(p.memory_mib()), p.name))
 }

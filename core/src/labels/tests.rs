@@ -1,8 +1,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Settings, grammar, labels, waits_for_nvml};
-use crate::facts::{Fabric, Gpu, Mig, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, PciFunction};
+use proptest::prelude::*;
+
+use super::{MigStrategy, Replicated, Settings, SharingStrategy, grammar, labels, waits_for_nvml};
+use crate::facts::{
+    AmdGpu, Fabric, Gpu, Mig, MigDevice, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, PciFunction, Vgpu,
+};
 
 const FABRIC: &str = "00000000-0000-0000-0000-000000000001";
 
@@ -92,7 +96,11 @@ fn profile(name: &str) -> &'static Profile {
 }
 
 fn of(facts: &NodeFacts) -> BTreeMap<String, String> {
-    let labels = labels(facts, &Settings::default());
+    with(facts, &Settings::default())
+}
+
+fn with(facts: &NodeFacts, settings: &Settings) -> BTreeMap<String, String> {
+    let labels = labels(facts, settings);
     for (key, value) in &labels {
         assert!(grammar::is_key(key) && grammar::is_value(value), "{key}={value}");
     }
@@ -230,7 +238,8 @@ fn other_vendors_get_nfds_forms_and_nothing_of_nvidias() {
         pci: vec![amd, function(2, 0x8086, 0x03_8000)],
         ..NodeFacts::default()
     };
-    let keys: Vec<String> = of(&facts).into_keys().collect();
+    let keys = of(&facts).into_keys();
+    let keys: Vec<String> = keys.filter(|k| !k.starts_with("gpu.intel.com/")).collect();
     let want = [
         "1002.present",
         "1002.sriov.capable",
@@ -424,5 +433,216 @@ fn vgpu_guests_are_told_by_their_type() {
         let mut facts = facts(profile("t4"));
         facts.gpus.iter_mut().for_each(|g| g.product = Some(product.into()));
         assert_eq!(of(&facts)["nvidia.com/vgpu.present"], vgpu, "{product}");
+    }
+}
+
+fn mig_device(profile: &str, n: u32) -> MigDevice {
+    MigDevice {
+        uuid: format!("MIG-{profile}-{n}"),
+        profile: profile.into(),
+        memory_bytes: 4864 << 20,
+        multiprocessors: 14,
+        gpu_instance_slices: 1,
+        compute_instance_slices: 1,
+        copy_engines: 1,
+        ..MigDevice::default()
+    }
+}
+
+/// GPUs with these profiles; none: MIG is off.
+fn sliced(gpus: &[Option<&[&str]>]) -> NodeFacts {
+    let mut facts = facts(profile("a100"));
+    facts.gpus.truncate(gpus.len());
+    for (gpu, profiles) in facts.gpus.iter_mut().zip(gpus) {
+        gpu.mig = profiles.map(|profiles| Mig {
+            enabled: true,
+            pending: true,
+            devices: (0..).zip(profiles).map(|(n, p)| mig_device(p, n)).collect(),
+        });
+    }
+    facts
+}
+
+fn strategy(mig_strategy: MigStrategy) -> Settings {
+    Settings {
+        mig_strategy,
+        ..Settings::default()
+    }
+}
+
+/// Product, count, replicas, memory of a resource.
+fn resource<'a>(labels: &'a BTreeMap<String, String>, name: &str) -> [&'a str; 4] {
+    ["product", "count", "replicas", "memory"].map(|key| {
+        labels
+            .get(&format!("nvidia.com/{name}.{key}"))
+            .map_or("", String::as_str)
+    })
+}
+
+#[test]
+fn the_single_strategy_needs_all_gpus_alike() {
+    let small: &[&str] = &["1g.5gb", "1g.5gb"];
+    let valid = ["NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", "4", "1", "4864"];
+    let invalid = ["NVIDIA-A100-SXM4-40GB-MIG-INVALID", "0", "0", "0"];
+    let whole = ["NVIDIA-A100-SXM4-40GB", "2", "1", "40960"];
+    for (what, gpus, want) in [
+        ("alike", &[Some(small), Some(small)][..], valid),
+        ("one is whole", &[Some(small), None], invalid),
+        ("one is empty", &[Some(small), Some(&[])], invalid),
+        ("two profiles", &[Some(small), Some(&["2g.10gb"])], invalid),
+        ("MIG is off", &[None, None], whole),
+    ] {
+        let got = with(&sliced(gpus), &strategy(MigStrategy::Single));
+        assert_eq!(resource(&got, "gpu"), want, "{what}");
+        assert_eq!(got["nvidia.com/mig.strategy"], "single", "{what}");
+        assert_eq!(got.contains_key("nvidia.com/gpu.slices.gi"), want == valid, "{what}");
+        assert_eq!(got["nvidia.com/gpu.family"], "ampere", "{what}: of the whole GPUs");
+    }
+}
+
+#[test]
+fn the_mixed_strategy_has_a_resource_for_each_profile() {
+    let mut facts = sliced(&[Some(&["1g.5gb", "1g.5gb+me", "1c.2g.10gb"]), Some(&[]), None]);
+    let got = with(&facts, &strategy(MigStrategy::Mixed));
+    assert_eq!(resource(&got, "gpu"), ["NVIDIA-A100-SXM4-40GB", "3", "1", "40960"]);
+    for (name, product) in [
+        ("mig-1g.5gb", "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"),
+        ("mig-1g.5gb.me", "NVIDIA-A100-SXM4-40GB-MIG-1g.5gbme"),
+        ("mig-1c.2g.10gb", "NVIDIA-A100-SXM4-40GB-MIG-1c.2g.10gb"),
+    ] {
+        assert_eq!(resource(&got, name), [product, "1", "1", "4864"], "{name}");
+    }
+    // Two products with a profile of the same name: the one with more GPUs' devices speaks, in any order.
+    facts = sliced(&[Some(&["1g.5gb"]), Some(&["1g.5gb", "1g.5gb"])]);
+    facts.gpus[0].product = Some("NVIDIA A30".into());
+    let got = with(&facts, &strategy(MigStrategy::Mixed));
+    assert_eq!(
+        resource(&got, "mig-1g.5gb")[..2],
+        ["NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", "3"]
+    );
+    facts.gpus.reverse();
+    assert_eq!(with(&facts, &strategy(MigStrategy::Mixed)), got);
+}
+
+#[test]
+fn sharing_is_said_of_what_is_shared() {
+    let shared = |sharing, resource: &str, replicas, renamed| Settings {
+        sharing,
+        replicated: vec![Replicated {
+            resource: resource.into(),
+            replicas,
+            renamed,
+        }],
+        ..Settings::default()
+    };
+    let t4 = facts(profile("t4"));
+    let keys = |settings: &Settings, facts: &NodeFacts| {
+        let got = with(facts, settings);
+        ["gpu.product", "gpu.replicas", "gpu.sharing-strategy", "mps.capable"]
+            .map(|k| got[&format!("nvidia.com/{k}")].clone())
+    };
+    let slices = SharingStrategy::TimeSlicing;
+    for (settings, want) in [
+        (
+            shared(slices, "nvidia.com/gpu", 4, false),
+            ["NVIDIA-T4-SHARED", "4", "time-slicing", "false"],
+        ),
+        (
+            shared(slices, "nvidia.com/gpu", 4, true),
+            ["NVIDIA-T4", "4", "time-slicing", "false"],
+        ),
+        (
+            shared(slices, "nvidia.com/gpu", 1, false),
+            ["NVIDIA-T4", "1", "none", "false"],
+        ),
+        (
+            shared(slices, "nvidia.com/mig-1g.5gb", 4, false),
+            ["NVIDIA-T4", "1", "none", "false"],
+        ),
+        (
+            shared(SharingStrategy::Mps, "nvidia.com/gpu", 2, false),
+            ["NVIDIA-T4-SHARED", "2", "mps", "true"],
+        ),
+    ] {
+        assert_eq!(keys(&settings, &t4), want, "{settings:?}");
+    }
+    // GPUs in MIG mode are not handed out whole, so they are not shared either, and MPS cannot be.
+    let mig = sliced(&[Some(&["1g.5gb"])]);
+    let got = keys(&shared(SharingStrategy::Mps, "nvidia.com/gpu", 2, false), &mig);
+    assert_eq!(got, ["NVIDIA-A100-SXM4-40GB", "0", "none", "false"]);
+}
+
+#[test]
+fn a_timestamp_only_where_it_is_wanted() {
+    let stamped = Settings {
+        timestamp: Some(1_700_000_000),
+        ..Settings::default()
+    };
+    let t4 = facts(profile("t4"));
+    let mut got = with(&t4, &stamped);
+    assert_eq!(got.remove("nvidia.com/gfd.timestamp").as_deref(), Some("1700000000"));
+    assert_eq!(got, of(&t4));
+    assert_eq!(with(&NodeFacts::default(), &stamped), BTreeMap::new());
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    (
+        0..3_usize,
+        0..3_usize,
+        0..3_u32,
+        any::<bool>(),
+        "nvidia.com/(gpu|mig-1g.5gb)",
+    )
+        .prop_map(|(mig, sharing, replicas, renamed, resource)| Settings {
+            mig_strategy: [MigStrategy::None, MigStrategy::Single, MigStrategy::Mixed][mig],
+            sharing: [
+                SharingStrategy::None,
+                SharingStrategy::TimeSlicing,
+                SharingStrategy::Mps,
+            ][sharing],
+            replicated: vec![Replicated {
+                resource,
+                replicas,
+                renamed,
+            }],
+            timestamp: Some(1),
+        })
+}
+
+proptest! {
+    /// Whatever the hardware calls itself, every key and value is one that the API server accepts; `with` checks.
+    #[test]
+    fn any_names_become_valid_labels(
+        names in prop::collection::vec(any::<String>(), 7),
+        odd in "[-_. +A-Za-z0-9()]{0,90}",
+        profiles in prop::collection::vec("([0-9]c\\.)?[0-9]g\\.[0-9]{1,3}gb(\\+[a-z.]{1,60})?|.{0,8}", 0..3),
+        settings in settings(),
+    ) {
+        let profiles: Vec<&str> = profiles.iter().map(String::as_str).collect();
+        let mut facts = sliced(&[Some(&profiles), Some(&profiles)]);
+        facts.machine = Some(names[0].clone());
+        facts.driver = Some(NvidiaDriver { version: names[1].clone(), cuda_version: Some(12040), nvml_version: None });
+        facts.gpus[0].product = Some(names[2].clone());
+        facts.gpus[1].product = Some(odd.clone());
+        facts.gpus[0].fabric = Some(Fabric { state: 3, status: 0, cluster_uuid: names[3].clone(), clique_id: 1 });
+        facts.vgpus = vec![Vgpu {
+            pci_address: names[4].clone(),
+            host_driver_version: Some(names[5].clone()),
+            host_driver_branch: Some(odd.clone()),
+        }];
+        facts.amd_gpus = vec![AmdGpu { product: Some(odd), ..AmdGpu::default() }, AmdGpu { product: Some(names[6].clone()), ..AmdGpu::default() }];
+        with(&facts, &settings);
+    }
+
+    /// Where GFD's product is valid, ours is the same.
+    #[test]
+    fn the_product_is_gfds_where_that_is_valid(name in "[-_. +A-Za-z0-9()]{1,70}", profile in "[1-7]g\\.[0-9]{1,2}gb(\\+me)?") {
+        let mut facts = sliced(&[Some(&[&profile])]);
+        facts.gpus[0].product = Some(name.clone());
+        let gfd = format!("{}-MIG-{}", grammar::sanitise(&name), grammar::sanitise(&profile));
+        let got = with(&facts, &strategy(MigStrategy::Single));
+        if grammar::is_value(&gfd) {
+            prop_assert_eq!(&got["nvidia.com/gpu.product"], &gfd);
+        }
     }
 }

@@ -33,7 +33,7 @@ pub struct Model {
 }
 
 /// All parts.
-pub const MODELS: [Model; 4] = [
+pub const MODELS: [Model; 7] = [
     Model {
         key: "H100-80GB-HBM3",
         name: "NVIDIA H100 80GB HBM3",
@@ -55,6 +55,39 @@ pub const MODELS: [Model; 4] = [
         mig: true,
         fabric: false,
         vbios: "92.00.19.00.01",
+    },
+    Model {
+        key: "B200",
+        name: "NVIDIA B200",
+        pci_device: 0x2901,
+        memory_mib: 196_608,
+        compute_capability: (10, 0),
+        idle_watts: 140,
+        mig: true,
+        fabric: false,
+        vbios: "97.00.82.00.01",
+    },
+    Model {
+        key: "GB200",
+        name: "NVIDIA GB200",
+        pci_device: 0x2941,
+        memory_mib: 196_608,
+        compute_capability: (10, 0),
+        idle_watts: 150,
+        mig: true,
+        fabric: true,
+        vbios: "97.00.79.00.01",
+    },
+    Model {
+        key: "GB300-NVL",
+        name: "NVIDIA GB300 NVL",
+        pci_device: 0x31c2,
+        memory_mib: 294_912,
+        compute_capability: (10, 0),
+        idle_watts: 160,
+        mig: true,
+        fabric: true,
+        vbios: "97.10.34.00.01",
     },
     Model {
         key: "L40S",

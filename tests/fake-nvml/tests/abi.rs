@@ -56,6 +56,9 @@ fn a_c_program_sees_what_the_state_says() {
             "20b010de",
             false,
         ),
+        ("B200", "NVIDIA B200", 196_608, "10.0", "290110de", false),
+        ("GB200", "NVIDIA GB200", 196_608, "10.0", "294110de", true),
+        ("GB300-NVL", "NVIDIA GB300 NVL", 294_912, "10.0", "31c210de", true),
         ("L40S", "NVIDIA L40S", 49152, "8.9", "26b910de", false),
         ("T4", "NVIDIA T4", 16384, "7.5", "1eb810de", false),
     ];

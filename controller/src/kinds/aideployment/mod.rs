@@ -207,11 +207,19 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
         wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
     }
+    let mut contested = None;
     for (kind, object, seen) in &wanted {
         let (kind, Some(object)) = (*kind, object) else {
             continue;
         };
-        hands.apply(kind, object.clone(), seen.as_ref()).await?;
+        match hands.apply(kind, object.clone(), seen.as_ref()).await {
+            // The others are looked at all the same: each is left alone from its own last write of the original's on.
+            Err(other @ Error::AnotherOperator { .. }) => drop(contested.get_or_insert(other)),
+            done => done?,
+        }
+    }
+    if let Some(other) = contested {
+        return Err(other);
     }
     // What is no longer wanted goes last, when nothing points at it any more.
     for (kind, object, seen) in &wanted {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
 use futures::stream;
 
@@ -13,6 +14,7 @@ use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
+use crate::kinds::unreadable;
 use crate::kinds::watch::{self, News, batches};
 
 /// Longest wait for HorizontalPodAutoscalers before the first look.
@@ -52,11 +54,12 @@ impl watch::Room for Room {
     }
 
     async fn ready(&self) {
-        self.seen.children.wait_synced().await;
+        let seen = &self.seen;
+        seen.children.wait_synced().await;
+        seen.maps.wait_synced().await;
         // Without them a Deployment that is driven by another is taken back for a moment.
-        let _ = tokio::time::timeout(AUTOSCALERS_WAIT, self.seen.autoscalers.wait_synced()).await;
-        self.seen.maps.wait_synced().await;
-        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, self.seen.runtime_classes.wait_synced()).await;
+        let _ = tokio::time::timeout(AUTOSCALERS_WAIT, seen.autoscalers.wait_synced()).await;
+        let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, seen.runtime_classes.wait_synced()).await;
         while !self.context.cluster.read().pods_synced {
             tokio::time::sleep(PODS_WAIT).await;
         }
@@ -64,6 +67,18 @@ impl watch::Room for Room {
 
     fn news(&self, news: News<'_, AIDeployment>) {
         self.seen.references.news(&news);
+    }
+
+    async fn unreadable(&self, key: &ObjectKey) -> Result<(), Error> {
+        let kind = unreadable::Kind {
+            name: "AIDeployment",
+            manager: names::managers::AIDEPLOYMENT_STATUS,
+            own_fields: |status, message| {
+                status.insert("status".into(), "Failed".into());
+                status.insert("errMsg".into(), message.into());
+            },
+        };
+        unreadable::report::<AIDeployment>(&self.context, kind, key).await
     }
 
     async fn look(&self, object: &AIDeployment) -> Result<(), Error> {

@@ -86,7 +86,6 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
         false => Changed::NotAsked,
     };
     let verdict = errors::judge(object, &before, report.as_ref(), changed);
-    let hands = hands(room, object, &key, &owner);
     let read = validate(object, &room.defaults);
     let scaling = read.as_ref().ok().and_then(|model| model.scaling.clone());
     let (acceptance, outcome) = match read {
@@ -102,12 +101,14 @@ pub async fn reconcile(object: &AIModel, room: &Room) -> Result<(), Error> {
         Err(problems) => {
             // Children stay as they are, but for what adds workers to those that fail.
             let outcome = match verdict.failure {
-                Some(_) => stop_scaling(&hands, &observe(&key, room)).await,
+                Some(_) => stop_scaling(&hands(room, object, &key, &owner, true), &observe(&key, room)).await,
                 None => Ok(()),
             };
             (Acceptance::Invalid(problems), outcome)
         }
         Ok(model) => {
+            let replicas_given = object.spec.replicas.is_some() && !is_driven(&model, &observe(&key, room));
+            let hands = hands(room, object, &key, &owner, replicas_given);
             let outcome = Box::pin(apply(&model, &verdict, &hands, room)).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(model.ignored),
@@ -162,11 +163,13 @@ async fn changed_at(key: &ObjectKey, room: &Room) -> Result<Changed, Error> {
         .map_or(Changed::NotAsked, Changed::At))
 }
 
+/// `replicas_given`: whether the number of workers is the spec's. Where it is not, that of an adopted Deployment stays.
 fn hands<'a>(
     room: &'a Room,
     object: &AIModel,
     key: &'a ObjectKey,
     owner: &'a OwnerReference,
+    replicas_given: bool,
 ) -> Hands<'a, AIModelStatus> {
     Hands {
         writer: Writer {
@@ -174,7 +177,7 @@ fn hands<'a>(
             manager: names::managers::AIMODEL,
             owner,
             terms: Terms {
-                replicas_given: object.spec.replicas.is_some(),
+                replicas_given,
                 ..Terms::of(&object.metadata, room.seen.children.contests(), super::status::now())
             },
         },
@@ -227,17 +230,14 @@ async fn apply(
     }
 
     let mut observed = observe(hands.key, room);
+    let deployment = observed.deployment.clone();
     if observed.deployment.is_none() && is_driven(model, &observed) {
         // One that the original left behind may be scaled already: its number stays what it is.
         observed.deployment = unlabelled_deployment(hands.key, room).await?;
     }
     let wanted = build(model, &observed, is_healthy);
     let rest = [
-        (
-            Kind::Deployment,
-            wanted.deployment.as_ref().map(as_value),
-            &observed.deployment,
-        ),
+        (Kind::Deployment, wanted.deployment.as_ref().map(as_value), &deployment),
         (
             Kind::TriggerAuthentication,
             wanted.trigger_authentication,

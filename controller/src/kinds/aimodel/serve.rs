@@ -4,9 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_crds::names;
 use berth_crds::youxam::{AIModel, AIModelStatus};
 use futures::stream;
 
+use super::errors::FAILED;
 use super::reports::Reports;
 use super::validate::Defaults;
 use super::{Room, Seen, reconcile};
@@ -14,6 +16,7 @@ use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
+use crate::kinds::unreadable;
 use crate::kinds::watch::{self, batches};
 
 /// Longest wait for HorizontalPodAutoscalers before the first look.
@@ -65,6 +68,18 @@ impl watch::Room for Room {
         while !self.context.cluster.read().pods_synced {
             tokio::time::sleep(PODS_WAIT).await;
         }
+    }
+
+    async fn unreadable(&self, key: &ObjectKey) -> Result<(), Error> {
+        let kind = unreadable::Kind {
+            name: "AIModel",
+            manager: names::managers::AIMODEL_STATUS,
+            own_fields: |status, message| {
+                status.insert("state".into(), FAILED.into());
+                status.insert("message".into(), message.into());
+            },
+        };
+        unreadable::report::<AIModel>(&self.context, kind, key).await
     }
 
     async fn look(&self, object: &AIModel) -> Result<(), Error> {

@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::kinds::children::Children;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
+use crate::kinds::unreadable;
 use crate::kinds::watch::{self, Guarded, News, Objects, batches, key_of};
 
 /// Serves AIModelMaps, until the process ends; `wakes` are those that others found to be looked at. `changed` is told when what a reference
@@ -48,6 +49,15 @@ impl watch::Room for Room {
 
     fn news(&self, news: News<'_, AIModelMap>) {
         self.readers.news(&news);
+    }
+
+    async fn unreadable(&self, key: &ObjectKey) -> Result<(), Error> {
+        let kind = unreadable::Kind {
+            name: "AIModelMap",
+            manager: names::managers::AIMODELMAP_STATUS,
+            own_fields: |_, _| {},
+        };
+        unreadable::report::<AIModelMap>(&self.context, kind, key).await
     }
 
     async fn look(&self, object: &AIModelMap) -> Result<(), Error> {

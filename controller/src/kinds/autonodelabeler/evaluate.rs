@@ -470,4 +470,55 @@ mod tests {
         assert_eq!((outcomes[1].conflict_count, outcomes[1].conflicts.len()), (50, 20));
         assert_eq!(outcomes[1].nodes[19], "n19");
     }
+
+    /// 100 rules, each for 10 of 100 racks, over 5,000 nodes.
+    fn at_scale() -> (Vec<Participant>, Vec<Node>) {
+        let rules = (0..100).map(|r| {
+            let racks: Vec<String> = (0..10).map(|i| format!("r{}", (r + i) % 100)).collect();
+            rule(
+                &format!("rule-{r:03}"),
+                &format!(
+                    "{{labels: {{team.io/rule-{r}: v1}}, matchExpression: {{key: rack, operator: In, values: {racks:?}}}}}"
+                ),
+            )
+        });
+        let nodes = (0..5000).map(|n| node(&format!("n{n:04}"), &[("rack", &format!("r{}", n % 100), &["x"])]));
+        (rules.collect(), nodes.collect())
+    }
+
+    #[test]
+    fn an_edit_of_one_rule_of_many_changes_its_nodes_alone() {
+        let (mut rules, nodes) = at_scale();
+        let started = std::time::Instant::now();
+        let evaluation = evaluate(&rules, &nodes);
+        println!("100 rules over 5,000 nodes: {:?}", started.elapsed());
+        assert_eq!(
+            evaluation.writes.len(),
+            5000,
+            "one write a node, whatever the number of its rules"
+        );
+        assert!(evaluation.writes.iter().all(|w| w.labels.len() == 10));
+        let nodes = written(&nodes, &evaluation);
+        assert!(evaluate(&rules, &nodes).writes.is_empty());
+
+        let matched: Vec<String> = (0..5000)
+            .filter(|n| (7..17).contains(&(n % 100)))
+            .map(|n| format!("n{n:04}"))
+            .collect();
+        rules[7] = rule(
+            "rule-007",
+            "{labels: {team.io/rule-7: v2}, matchExpression: {key: rack, operator: In, values: [r7, r8, r9, r10, r11, r12, r13, r14, r15, r16]}}",
+        );
+        let evaluation = evaluate(&rules, &nodes);
+        let changed: Vec<String> = evaluation.writes.iter().map(|w| w.node.clone()).collect();
+        assert_eq!(changed, matched);
+        let nodes = written(&nodes, &evaluation);
+
+        // The same set, said otherwise.
+        rules[7] = rule(
+            "rule-007",
+            "{labels: {team.io/rule-7: v2}, matchExpression: {key: rack, operator: In, values: [none, r16, r15, r14, r13, r12, r11, r10, r9, r8, r7]}}",
+        );
+        assert!(evaluate(&rules, &nodes).writes.is_empty());
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_crds::names;
+use berth_crds::names::{self, managers};
 use berth_crds::premlabs::AutoNodeLabeler;
 use berth_crds::premlabs::autonodelabeler::AutoNodeLabelerStatus;
 use futures::StreamExt;
@@ -15,6 +15,14 @@ use parking_lot::Mutex;
 
 use crate::cluster::ObjectKey;
 use crate::context::Context;
+use crate::kinds::unreadable;
+
+/// What is told of one that cannot be read.
+const UNREADABLE: unreadable::Kind = unreadable::Kind {
+    name: "AutoNodeLabeler",
+    manager: managers::AUTONODELABELER_STATUS,
+    own_fields: |_, _| {},
+};
 
 /// Objects by namespace and name.
 #[derive(Debug, Default)]
@@ -93,7 +101,7 @@ fn key_of(object: &impl Resource) -> ObjectKey {
 pub async fn watch(context: &Context, index: &Mutex<Index>) {
     let api: Api<DeserializeGuard<AutoNodeLabeler>> = Api::all(context.client.clone());
     let mut stream = std::pin::pin!(watch_stream(api, watcher::Config::default()).default_backoff());
-    let mut listed = Vec::new();
+    let (mut listed, mut unread) = (Vec::new(), Vec::new());
     while let Some(event) = stream.next().await {
         let changed = match event {
             Ok(Event::Init) => {
@@ -101,7 +109,10 @@ pub async fn watch(context: &Context, index: &Mutex<Index>) {
                 false
             }
             Ok(Event::InitApply(object)) => {
-                listed.extend(decoded(object).ok());
+                match decoded(object) {
+                    Ok(object) => listed.push(object),
+                    Err(key) => unread.push(key),
+                }
                 false
             }
             Ok(Event::InitDone) => {
@@ -110,7 +121,10 @@ pub async fn watch(context: &Context, index: &Mutex<Index>) {
             }
             Ok(Event::Apply(object)) => match decoded(object) {
                 Ok(object) => index.lock().apply(object),
-                Err(key) => index.lock().remove(&key),
+                Err(key) => {
+                    unread.push(key.clone());
+                    index.lock().remove(&key)
+                }
             },
             Ok(Event::Delete(object)) => index.lock().remove(&key_of(&object)),
             Err(error) => {
@@ -120,6 +134,11 @@ pub async fn watch(context: &Context, index: &Mutex<Index>) {
         };
         if changed {
             context.cluster.rules.push(());
+        }
+        for key in unread.drain(..) {
+            if let Err(error) = unreadable::report::<AutoNodeLabeler>(context, UNREADABLE, &key).await {
+                tracing::warn!(%error, "an AutoNodeLabeler that cannot be read was not told so");
+            }
         }
     }
 }

@@ -172,7 +172,8 @@ async fn written(context: &Context, writes: Vec<Write>) -> Vec<(Write, String)> 
     let results: Vec<Option<(Write, String)>> = futures::stream::iter(writes)
         .map(|w| async move {
             match write(&context.client, managers::NODES_RULES, &w.node, &w.uid, &w.labels).await {
-                Ok(()) => {
+                Ok(now) => {
+                    context.cluster.observe_node(&now);
                     tracing::info!(node = w.node, labels = w.labels.len(), "labels of rules written");
                     None
                 }
@@ -286,7 +287,8 @@ fn tell(context: &Context, object: &AutoNodeLabeler, transition: &Desired) {
         transition.message.clone()
     };
     let reference = object.object_ref(&());
-    let expected = transition.status == Status::True || matches!(transition.reason, Reason::NoMatch | Reason::Paused);
+    let expected = transition.status == Status::True
+        || matches!(transition.reason, Reason::NoMatch | Reason::Observed | Reason::Paused);
     if expected {
         context.events.normal(reference, transition.reason, "Label", &note);
     } else {

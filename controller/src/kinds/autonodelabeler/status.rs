@@ -70,8 +70,11 @@ fn applied(outcome: &Outcome, writing: &Writing) -> Desired {
         ),
         Writing::Observed { nodes } => (
             Status::False,
-            Reason::WriteFailed,
-            format!("{nodes} node(s) would be written, but node labels are only observed in this installation"),
+            Reason::Observed,
+            format!(
+                "labels would be written on {nodes} of {} matching node(s); this installation only observes (nodes.mode)",
+                outcome.matched
+            ),
         ),
         Writing::Done => match outcome.conflicts.first() {
             Some(first) => (
@@ -178,7 +181,7 @@ mod tests {
             ),
             (
                 Standing::Evaluated(outcome(2, 0), Writing::Observed { nodes: 2 }),
-                &["Accepted=True/Valid", "Applied=False/WriteFailed"],
+                &["Accepted=True/Valid", "Applied=False/Observed"],
             ),
             (Standing::Invalid(vec!["x".into()]), &["Accepted=False/InvalidSpec"]),
             (Standing::NotAllowed, &["Accepted=False/NamespaceNotAllowed"]),

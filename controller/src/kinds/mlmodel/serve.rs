@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_crds::names;
 use berth_crds::tmforum::{MLModel, MLModelStatus};
 use futures::stream;
 
@@ -15,6 +16,7 @@ use crate::kinds::children::Children;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
 use crate::kinds::runtime_classes::RuntimeClasses;
+use crate::kinds::unreadable;
 use crate::kinds::watch::{self, batches, key_of};
 
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
@@ -71,6 +73,18 @@ impl watch::Room for Room {
         let stage = stage_of(&model, &observed);
         let now = crate::kinds::status::now();
         status::look_again(&stage, &observed, self.defaults.storage_timeout, now)
+    }
+
+    async fn unreadable(&self, key: &ObjectKey) -> Result<(), Error> {
+        let kind = unreadable::Kind {
+            name: "MLModel",
+            manager: names::managers::MLMODEL_STATUS,
+            own_fields: |status, message| {
+                status.insert("phase".into(), status::phase::FAILED.into());
+                status.insert("message".into(), message.into());
+            },
+        };
+        unreadable::report::<MLModel>(&self.context, kind, key).await
     }
 
     async fn look(&self, object: &MLModel) -> Result<(), Error> {

@@ -179,7 +179,7 @@ fn asked(merged: &ResourceRequirements, findings: &mut Findings) -> Gpus {
             }
             // Negative ones and what is no quantity are reported with the other resources, unless they stand in the template.
             _ => findings.invalid(
-                format!("resources[{name}] of the container serving"),
+                format!("spec.deployment.resources[{name}], or that of the template's container"),
                 format_args!("{:?} is no whole number of GPUs", quantity.0),
                 "give a whole number",
             ),

@@ -3,17 +3,18 @@
 //! All problems are collected: an object is corrected once, not once a problem.
 
 mod cache;
+mod engine;
 mod gateway;
 mod gpu;
+mod metadata;
 mod names;
 mod probes;
+mod quantities;
 mod resources;
 mod startup;
 
 use std::collections::BTreeMap;
 
-use berth_crds::conditions::Reason;
-use berth_crds::names as crds;
 use berth_crds::premlabs::AIDeployment;
 use berth_crds::premlabs::aideployment::{
     AIDeploymentSpec, DeploymentOptions, IngressOptions, ParentReference, PlacementPolicy, ServiceOptions,
@@ -24,11 +25,10 @@ use k8s_openapi::api::core::v1::{EnvVar, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
-use super::build::engines::{Asked, ENGINES, ModelField, Serving, template_containers};
-use super::models::{self, Maps};
+use super::build::engines::{Serving, template_containers};
+use super::models::Maps;
 pub use crate::args::Image;
 use crate::args::Settings;
-use crate::cluster::ObjectKey;
 use crate::kinds::gpus;
 use crate::kinds::problems::{Findings, Problems};
 
@@ -123,11 +123,12 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
 
     let namespace = object.metadata.namespace.clone().unwrap_or_default();
     let own = (namespace, name.clone());
-    let serving = engine(&own, spec, around, &mut findings);
+    let serving = engine::read(&own, spec, around, &mut findings);
     other_serving_containers(spec, serving.as_ref(), &mut findings);
     for (i, endpoint) in spec.endpoint.iter().enumerate() {
         names::host(&endpoint.domain, &format!("spec.endpoint[{i}].domain"), &mut findings);
     }
+    metadata::check(spec, &mut findings);
     let replicas = options.replicas.unwrap_or(1);
     if replicas < 0 {
         findings.invalid(
@@ -158,6 +159,7 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
     if let (Some(cache), Some(engine), true) = (&spec.cache, &spec.engine, serving.is_some()) {
         cache::mount(cache, &engine.name, &mut serving_or_none, &mut base, &mut findings);
     }
+    quantities::check(&spec.env, &base, &mut findings);
     let gateways = gateway::parents(spec, &mut findings);
     let node_selector = overlaid(base.node_selector.clone(), &options.node_selector);
     let mut resources = resources::merged(own_resources, options.resources.as_ref(), &mut findings);
@@ -212,89 +214,6 @@ pub fn validate(object: &AIDeployment, around: Surroundings<'_>) -> Result<Valid
         gateways,
         ignored,
     })
-}
-
-fn engine(
-    own: &ObjectKey,
-    spec: &AIDeploymentSpec,
-    around: Surroundings<'_>,
-    findings: &mut Findings,
-) -> Option<Serving> {
-    let served = || ENGINES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
-    let name = spec.engine.as_ref().map_or("", |e| e.name.as_str());
-    let Some(engine) = ENGINES.iter().find(|e| e.name == name) else {
-        let wrong = match name {
-            "" => "is empty".to_owned(),
-            _ => format!("{name:?} is no engine"),
-        };
-        findings.problems.push(
-            Reason::UnsupportedEngine,
-            "spec.engine.name",
-            wrong,
-            format_args!("this version serves {}", served()),
-        );
-        return None;
-    };
-    let options = spec.engine.iter().flat_map(|e| e.options.keys());
-    for key in options.filter(|k| !engine.options.contains(&k.as_str())) {
-        findings.ignored(
-            format_args!("spec.engine.options.{key}"),
-            format_args!("the engine {name} does not read it"),
-        );
-    }
-    let reads_models = engine.model_fields.contains(&ModelField::Uri);
-    for (i, model) in spec.models.iter().enumerate().filter(|_| reads_models) {
-        let is_set = |v: &Option<String>| v.as_deref().is_some_and(|v| !v.is_empty());
-        let fields = [
-            (ModelField::Quantization, "quantization", is_set(&model.quantization)),
-            (ModelField::DataType, "dataType", is_set(&model.data_type)),
-            (
-                ModelField::EngineConfigFile,
-                "engineConfigFile",
-                is_set(&model.engine_config_file),
-            ),
-        ];
-        for (field, text, set) in fields {
-            if set && !engine.model_fields.contains(&field) {
-                findings.ignored(
-                    format_args!("spec.models[{i}].{text}"),
-                    format_args!("the engine {name} does not read it"),
-                );
-            }
-        }
-        if !model.options.is_empty() {
-            findings.ignored(format_args!("spec.models[{i}].options"), "no engine reads them");
-        }
-    }
-    let models = match reads_models {
-        true => models::resolve(own, spec, engine, around.maps, findings),
-        false => Vec::new(),
-    };
-    let asked = Asked {
-        name: &own.1,
-        spec,
-        models: &models,
-        gpus: whole_gpus(spec),
-        defaults: around.defaults,
-    };
-    (engine.read)(&asked, findings)
-}
-
-/// Whole GPUs of a pod of an engine that takes the template's container `serving`. What is wrong with them is told later.
-fn whole_gpus(spec: &AIDeploymentSpec) -> u32 {
-    let Some(options) = &spec.deployment else { return 0 };
-    if options.accelerator.as_ref().is_some_and(|a| a.mig_profile.is_some()) {
-        return 0;
-    }
-    let mut containers = template_containers(spec).iter();
-    let own = containers.find(|c| c.name == keys::SERVING_CONTAINER);
-    let told_later = &mut Findings::default();
-    let resources = own.and_then(|c| c.resources.clone());
-    let merged = resources::merged(resources, options.resources.as_ref(), told_later);
-    let gpus = gpu::count(options, &merged, told_later);
-    // Slices are not whole GPUs.
-    let whole = [crds::NVIDIA_GPU, crds::AMD_GPU];
-    whole.iter().filter_map(|name| gpus.get(*name)).sum()
 }
 
 /// The name `serving` belongs to one container.

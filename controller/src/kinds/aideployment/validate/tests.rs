@@ -1,7 +1,9 @@
+use berth_crds::conditions::Reason;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::kinds::aideployment::build::engines::ENGINES;
 use crate::kinds::aideployment::fixtures::{aideployment, defaults, from_json, maps, model_map, read, read_with};
 
 /// A vllm spec with `deployment` as given.
@@ -41,7 +43,7 @@ fn every_problem_names_its_field() {
         ("MIG against another profile", with("{accelerator: {interface: CUDA, migProfile: 1g.10gb}, resources: {limits: {nvidia.com/mig-2g.20gb: 1}}}"), &["spec.deployment.accelerator.migProfile: 1g.10gb contradicts the resource nvidia.com/mig-2g.20gb"]),
         ("MIG without CUDA", with("{accelerator: {interface: ROCm, migProfile: 1g.10gb}}"), &["spec.deployment.accelerator.migProfile: is given, and only CUDA"]),
         ("memory of a slice", cuda("migProfile: 1g.10gb, memory: 12Gi"), &["spec.deployment.accelerator.memory: 12Gi is more than a slice nvidia.com/mig-1g.10gb has"]),
-        ("half a slice", with("{resources: {limits: {nvidia.com/mig-1g.10gb: 500m}}}"), &["resources[nvidia.com/mig-1g.10gb] of the container serving: \"500m\""]),
+        ("half a slice", with("{resources: {limits: {nvidia.com/mig-1g.10gb: 500m}}}"), &["spec.deployment.resources[nvidia.com/mig-1g.10gb], or that of the template's container: \"500m\""]),
         ("claims", with("{resources: {claims: [{name: gpu}]}}"), &["spec.deployment.resources.claims: \"gpu\" is no resource claim of the pod"]),
         ("no startup at all", with("{startupTimeoutSeconds: 0}"), &["spec.deployment.startupTimeoutSeconds: 0 is no number"]),
         ("endless startup", with("{startupTimeoutSeconds: 2000000000}"), &["spec.deployment.startupTimeoutSeconds: 2000000000 is no number"]),
@@ -59,7 +61,7 @@ fn every_problem_names_its_field() {
         ("no memory", cuda("memory: 0"), &["spec.deployment.accelerator.memory: \"0\""]),
         ("minVersion", cuda("minVersion: {major: -1}"), &["spec.deployment.accelerator.minVersion: -1.0"]),
         ("GPUs without accelerator", with("{resources: {requests: {nvidia.com/gpu: 1}}}"), &["spec.deployment.resources.requests[nvidia.com/gpu]: asks for GPUs, and no accelerator is given"]),
-        ("half a GPU", with("{accelerator: {interface: CUDA}, resources: {limits: {nvidia.com/gpu: 500m}}}"), &["resources[nvidia.com/gpu] of the container serving: \"500m\""]),
+        ("half a GPU", with("{accelerator: {interface: CUDA}, resources: {limits: {nvidia.com/gpu: 500m}}}"), &["spec.deployment.resources[nvidia.com/gpu], or that of the template's container: \"500m\""]),
         ("quantities", with("{resources: {limits: {cpu: many}, requests: {memory: -1Gi}}}"), &["spec.deployment.resources.requests[memory]: -1Gi is negative", "spec.deployment.resources.limits[cpu]: \"many\" is no quantity"]),
         ("probe numbers", with("{startupProbe: {periodSeconds: -1, successThreshold: 2}, livenessProbe: {successThreshold: 3}}"), &["spec.deployment.startupProbe.periodSeconds: -1", "spec.deployment.startupProbe.successThreshold", "spec.deployment.livenessProbe.successThreshold"]),
         ("class against selector", with("{accelerator: {interface: CUDA, class: h100}, placement: {policy: Scheduler}, nodeSelector: {berth.dev/gpu-class: t4}}"), &["spec.deployment.nodeSelector[berth.dev/gpu-class]: \"t4\" contradicts"]),
@@ -414,6 +416,11 @@ fn spec() -> BoxedStrategy<Value> {
         .prop_map(|(name, options)| json!({"name": name, "options": options}));
     let endpoint =
         (text(), prop::option::of(number())).prop_map(|(domain, port)| json!({"domain": domain, "port": port}));
+    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
+        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
+    });
+    let gateway = prop::collection::vec(text(), 0..2)
+        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     let reference = prop::option::of((text(), text(), prop::option::of(text())));
     let model =
         (prop::option::of(text()), prop::option::of(text()), reference).prop_map(|(uri, quantization, reference)| {
@@ -421,11 +428,6 @@ fn spec() -> BoxedStrategy<Value> {
                 .map(|(name, variant, namespace)| json!({"name": name, "variant": variant, "namespace": namespace}));
             json!({"uri": uri, "quantization": quantization, "modelMapRef": reference})
         });
-    let cache = (prop::option::of(text()), prop::option::of(text())).prop_map(|(claim, path)| {
-        json!({"persistentVolumeClaim": claim.map(|c| json!({"claimName": c})), "hostPath": path.map(|p| json!({"path": p}))})
-    });
-    let gateway = prop::collection::vec(text(), 0..2)
-        .prop_map(|names| json!({"parentRefs": names.into_iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}));
     (
         (prop::option::of(cache), prop::option::of(gateway)),
         prop::option::of(engine),

@@ -1,9 +1,12 @@
 //! What the kernel says of the hardware with no driver at all: PCI functions, the machine's name, the loaded NVIDIA module.
 
+mod amd;
+mod intel;
+
 use std::fs;
 use std::path::Path;
 
-use berth_core::facts::PciFunction;
+use berth_core::facts::{AmdDriver, AmdGpu, IntelGpu, PciFunction};
 
 /// What a scan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +17,12 @@ pub struct Sysfs {
     pub pci: Vec<PciFunction>,
     /// Version of the loaded NVIDIA kernel module.
     pub kernel_driver_version: Option<String>,
+    /// Those that amdgpu serves, by address.
+    pub amd_gpus: Vec<AmdGpu>,
+    /// That driver.
+    pub amd_driver: Option<AmdDriver>,
+    /// Those that i915 or xe serve, by address.
+    pub intel_gpus: Vec<IntelGpu>,
 }
 
 /// Reads `root` (a `/sys`). What cannot be read is absent.
@@ -24,7 +33,11 @@ pub fn scan(root: &Path) -> Sysfs {
         .filter_map(|entry| function(&entry.ok()?.path()))
         .collect();
     pci.sort_by(|a, b| a.address.cmp(&b.address));
+    let amd_gpus = amd::gpus(root, &pci);
     Sysfs {
+        amd_driver: amd::driver(root, &amd_gpus),
+        amd_gpus,
+        intel_gpus: intel::gpus(root, &pci),
         machine: text(&root.join("class/dmi/id/product_name")),
         pci,
         kernel_driver_version: text(&root.join("module/nvidia/version")),
@@ -64,6 +77,11 @@ fn function(folder: &Path) -> Option<PciFunction> {
 fn text(file: &Path) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     Some(text.trim().to_owned()).filter(|t| !t.is_empty())
+}
+
+/// A decimal number.
+fn number(file: &Path) -> Option<u64> {
+    text(file)?.parse().ok()
 }
 
 fn hex(file: &Path) -> Option<u32> {
