@@ -89,11 +89,7 @@ impl Default for Metrics {
                 "agent_refusals",
                 "Agent calls refused and sessions ended for cause",
             ),
-            events: family(
-                registry,
-                "gpu_events",
-                "Faults that agents reported, by NVIDIA XID",
-            ),
+            events: family(registry, "gpu_events", "Faults that agents reported, by NVIDIA XID"),
             events_lost: {
                 let lost = Counter::default();
                 registry.register(
@@ -103,16 +99,8 @@ impl Default for Metrics {
                 );
                 lost
             },
-            agents_connected: gauge(
-                registry,
-                "agents_connected",
-                "Nodes whose agent has a session open",
-            ),
-            agents_silent: gauge(
-                registry,
-                "agents_silent",
-                "Agents once heard, and not for 15 seconds",
-            ),
+            agents_connected: gauge(registry, "agents_connected", "Nodes whose agent has a session open"),
+            agents_silent: gauge(registry, "agents_silent", "Agents once heard, and not for 15 seconds"),
             nodes: gauge(registry, "nodes", "Nodes in the picture"),
             pods: gauge(registry, "pods", "Unfinished pods in the picture"),
             pods_waiting: gauge(registry, "pods_waiting", "Pods that wait for a node from Berth"),

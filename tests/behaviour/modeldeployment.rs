@@ -133,7 +133,9 @@ async fn served(f: &Fixture, ns: &str, name: &str) -> anyhow::Result<String> {
 
 async fn server_pods(f: &Fixture, ns: &str, name: &str) -> anyhow::Result<Vec<Pod>> {
     let pods = Api::<Pod>::namespaced(f.client(), ns);
-    let list = pods.list(&ListParams::default().labels(&format!("model={name}"))).await?;
+    let list = pods
+        .list(&ListParams::default().labels(&format!("model={name}")))
+        .await?;
     Ok(list.items)
 }
 
@@ -214,29 +216,54 @@ async fn versions(f: Fixture) -> anyhow::Result<()> {
     let first = server_pods(&f, &ns, "m").await?;
 
     // While it is validated.
-    apply(&f, &ns, "m", spec(json!({"modelURI": HANGS, "version": "v2"})), json!({})).await?;
+    apply(
+        &f,
+        &ns,
+        "m",
+        spec(json!({"modelURI": HANGS, "version": "v2"})),
+        json!({}),
+    )
+    .await?;
     let status = phase(&f, &ns, "m", "Validating").await?;
     ensure!(status.version.as_deref() == Some("v1"), "{status:?}");
     eventually("its pod runs, and gets no traffic", SOON, async || {
         let pods = Api::<Pod>::namespaced(f.client(), &ns);
         let list = pods.list(&ListParams::default().labels("job-name=validate-m")).await?;
-        ensure!(list.items.iter().any(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")));
+        ensure!(
+            list.items
+                .iter()
+                .any(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"))
+        );
         let led = led_to(&f, &ns, "svc-m").await?;
         ensure!(led == [first[0].name_any()], "{led:?}");
         Ok(())
     })
     .await?;
     // What is served is mended meanwhile, although the spec says another version.
-    deployments(&f, &ns).delete("inference-m", &DeleteParams::default()).await?;
+    deployments(&f, &ns)
+        .delete("inference-m", &DeleteParams::default())
+        .await?;
     eventually("it is made again as it was", SOON, async || {
         ensure!(served(&f, &ns, "m").await? == GOOD);
-        ensure!(server_pods(&f, &ns, "m").await?.iter().all(|p| p.uid() != first[0].uid()));
+        ensure!(
+            server_pods(&f, &ns, "m")
+                .await?
+                .iter()
+                .all(|p| p.uid() != first[0].uid())
+        );
         Ok(())
     })
     .await?;
 
     // After it failed.
-    apply(&f, &ns, "m", spec(json!({"modelURI": FAILS, "version": "v3"})), json!({})).await?;
+    apply(
+        &f,
+        &ns,
+        "m",
+        spec(json!({"modelURI": FAILS, "version": "v3"})),
+        json!({}),
+    )
+    .await?;
     let status = phase(&f, &ns, "m", "Failed").await?;
     let message = status.message.unwrap_or_default();
     ensure!(message.starts_with("Validation failed for version v3: "), "{message}");
@@ -245,14 +272,24 @@ async fn versions(f: Fixture) -> anyhow::Result<()> {
     reason(&f, &ns, "m", "Available", "MinimumReplicasAvailable").await?;
     ensure!(served(&f, &ns, "m").await? == GOOD);
     let object = models(&f, &ns).get("m").await?;
-    ensure!(object.spec.version == "v3" && object.spec.model_uri == FAILS, "the user's spec is the user's");
+    ensure!(
+        object.spec.version == "v3" && object.spec.model_uri == FAILS,
+        "the user's spec is the user's"
+    );
 
     let status = phase(&f, &ns, "bad", "Failed").await?;
     ensure!(status.version.is_none(), "{status:?}");
     ensure!(deployments(&f, &ns).get_opt("inference-bad").await?.is_none());
     ensure!(f.metric_sum("model_validations_total{status=\"failure\"}").await? >= 2.0);
     let job = jobs(&f, &ns).get("validate-bad").await?;
-    apply(&f, &ns, "bad", spec(json!({"modelURI": FAILS})), json!({names::RETRY: "1"})).await?;
+    apply(
+        &f,
+        &ns,
+        "bad",
+        spec(json!({"modelURI": FAILS})),
+        json!({names::RETRY: "1"}),
+    )
+    .await?;
     eventually("it is tried again when it is asked for", SOON, async || {
         let again = jobs(&f, &ns).get("validate-bad").await?;
         ensure!(again.uid() != job.uid());
@@ -265,7 +302,10 @@ async fn versions(f: Fixture) -> anyhow::Result<()> {
     apply(&f, &ns, "m", spec(broken), json!({})).await?;
     let status = eventually("servers that have no image are told", SOON, async || {
         let status = phase(&f, &ns, "m", "Failed").await?;
-        ensure!(status.message.as_ref().is_some_and(|m| m.contains("no such host")), "{status:?}");
+        ensure!(
+            status.message.as_ref().is_some_and(|m| m.contains("no such host")),
+            "{status:?}"
+        );
         Ok(status)
     })
     .await?;
@@ -309,7 +349,11 @@ async fn autoscale(f: Fixture) -> anyhow::Result<()> {
     phase(&f, &ns, "m", "Ready").await?;
     let number = async |wanted: i32| {
         eventually(&format!("{wanted} servers"), SOON, async || {
-            let replicas = deployments(&f, &ns).get("inference-m").await?.spec.and_then(|s| s.replicas);
+            let replicas = deployments(&f, &ns)
+                .get("inference-m")
+                .await?
+                .spec
+                .and_then(|s| s.replicas);
             ensure!(replicas == Some(wanted), "{replicas:?}");
             Ok(())
         })
@@ -321,7 +365,10 @@ async fn autoscale(f: Fixture) -> anyhow::Result<()> {
     reason(&f, &ns, "m", "ScalingActive", "ScalerNotReady").await?;
     number(2).await?;
     let autoscaler = autoscalers(&f, &ns).get("inference-m").await?.spec.context("spec")?;
-    ensure!((autoscaler.min_replicas, autoscaler.max_replicas) == (Some(1), 4), "{autoscaler:?}");
+    ensure!(
+        (autoscaler.min_replicas, autoscaler.max_replicas) == (Some(1), 4),
+        "{autoscaler:?}"
+    );
     // Its least number needs none.
     let bounds = json!({"autoscale": true, "minReplicas": 3});
     apply(&f, &ns, "m", with(bounds), json!({})).await?;
@@ -351,7 +398,13 @@ async fn by_hand(f: Fixture) -> anyhow::Result<()> {
     let job = jobs(&f, &ns).get("validate-m").await?.uid();
     let gone = DeleteParams::background();
     jobs(&f, &ns).delete("validate-m", &gone).await?;
+    let deployment = deployments(&f, &ns).get("inference-m").await?.uid();
     deployments(&f, &ns).delete("inference-m", &gone).await?;
+    eventually("the servers are back", SOON, async || {
+        ensure!(deployments(&f, &ns).get("inference-m").await?.uid() != deployment);
+        Ok(())
+    })
+    .await?;
     for service in ["svc-m", "m-service"] {
         services(&f, &ns).delete(service, &gone).await?;
         eventually("both Services are back", SOON, async || {
@@ -363,7 +416,11 @@ async fn by_hand(f: Fixture) -> anyhow::Result<()> {
     }
     phase(&f, &ns, "m", "Ready").await?;
     let again = jobs(&f, &ns).get_opt("validate-m").await?;
-    ensure!(again.is_none(), "validated again: {job:?} {:?}", again.and_then(|j| j.uid()));
+    ensure!(
+        again.is_none(),
+        "validated again: {job:?} {:?}",
+        again.and_then(|j| j.uid())
+    );
 
     // In the way: somebody's Deployment, and an address that is one too many.
     let theirs = json!({"metadata": {"name": "inference-t", "labels": {"model": "t"}}, "spec": {
@@ -405,7 +462,8 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
         field_manager: Some("manager".into()),
         ..PostParams::default()
     };
-    let container = |name: &str, image: &str| json!({"name": name, "image": image, "env": [{"name": "MODEL_URI", "value": GOOD}]});
+    let container =
+        |name: &str, image: &str| json!({"name": name, "image": image, "env": [{"name": "MODEL_URI", "value": GOOD}]});
     let job = json!({"metadata": {"name": "validate-m", "labels": {"model": "m", "type": "validation"}, "ownerReferences": owner}, "spec": {
         "backoffLimit": 1, "template": {"spec": {"restartPolicy": "Never", "containers": [container("validate", "validator:dev")]}}}});
     let job = jobs(&f, &ns)
@@ -430,6 +488,12 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
         Ok(server)
     })
     .await?;
+    let uids = |pods: &[Pod]| {
+        pods.iter()
+            .map(ResourceExt::uid)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let pods = uids(&server_pods(&f, &ns, "m").await?);
     let left = json!({"status": {"phase": "Ready", "message": "", "version": "v0", "conditions": null},
         "metadata": {"finalizers": [keys::FINALIZER, "example.com/kept"]}});
     let none = PatchParams::default();
@@ -445,14 +509,25 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
     ensure!(status.version.as_deref() == Some("v0"), "{status:?}");
     let after = deployments(&f, &ns).get("inference-m").await?;
     let spec_of = |d: &Deployment| d.spec.as_ref().map(|s| (s.template.clone(), s.replicas));
-    ensure!(after.uid() == before.uid() && spec_of(&after) == spec_of(&before), "{:?}", after.spec);
-    ensure!(after.metadata.generation == before.metadata.generation, "nothing restarts");
+    ensure!(
+        after.uid() == before.uid() && spec_of(&after) == spec_of(&before),
+        "{:?}",
+        after.spec
+    );
+    ensure!(uids(&server_pods(&f, &ns, "m").await?) == pods, "nothing restarts");
     ensure!(services(&f, &ns).get("svc-m").await?.uid() == service.uid());
     let object = models(&f, &ns).get("m").await?;
     ensure!(object.finalizers() == ["example.com/kept"], "{:?}", object.finalizers());
 
     // The next version is validated by a Job of our own, and those servers go on until it has passed.
-    apply(&f, &ns, "m", spec(json!({"modelURI": HANGS, "version": "v2"})), json!({})).await?;
+    apply(
+        &f,
+        &ns,
+        "m",
+        spec(json!({"modelURI": HANGS, "version": "v2"})),
+        json!({}),
+    )
+    .await?;
     phase(&f, &ns, "m", "Validating").await?;
     eventually("the original's Job made way", SOON, async || {
         let ours = jobs(&f, &ns).get("validate-m").await?;
@@ -513,14 +588,20 @@ async fn controller_down(f: Fixture) -> anyhow::Result<()> {
         ensure!(server_pods(&f, &ns, name).await?.is_empty());
         Ok(())
     };
-    eventually("everything goes by its owner reference", SOON, async || is_gone("gone").await).await?;
+    eventually("everything goes by its owner reference", SOON, async || {
+        is_gone("gone").await
+    })
+    .await?;
     let written = f.controller_writes("").await?.len();
     scale(&replicas).await?;
     eventually("a leader", Duration::from_secs(60), async || {
         f.controller_json("/nodes").await.map(drop)
     })
     .await?;
-    eventually("the original's finalizer holds nothing up", SOON, async || is_gone("held").await).await?;
+    eventually("the original's finalizer holds nothing up", SOON, async || {
+        is_gone("held").await
+    })
+    .await?;
     phase(&f, &ns, "stays", "Ready").await?;
     tokio::time::sleep(A_WHILE).await;
     let writes = f.controller_writes("").await?;

@@ -397,6 +397,13 @@ const ONLY_SOMETIMES: &[&str] = &[
     "delete /services",
     "patch oda.tmforum.org.oda.tmforum.org/mlmodels",
     "patch oda.tmforum.org.oda.tmforum.org/mlmodels/status",
+    // Of ModelDeployments, which have one too.
+    "create autoscaling/horizontalpodautoscalers",
+    "get autoscaling/horizontalpodautoscalers",
+    "patch autoscaling/horizontalpodautoscalers",
+    "delete autoscaling/horizontalpodautoscalers",
+    "patch mlops.sathvik.dev/modeldeployments",
+    "patch mlops.sathvik.dev/modeldeployments/status",
     // Applying an object that is not there yet asks for both rights; the audit log names the first.
     "create apps/deployments",
     "create /services",

@@ -35,7 +35,11 @@ impl Served {
     const ALL: &'static [Served] = &[Self::AIDeployment, Self::AIModel, Self::ModelDeployment, Self::MLModel];
 
     /// The name of the object that a pod with these labels says it belongs to.
-    fn name_in<'a>(self, labels: &'a BTreeMap<String, String>, controller: Option<&'a OwnerReference>) -> Option<&'a str> {
+    fn name_in<'a>(
+        self,
+        labels: &'a BTreeMap<String, String>,
+        controller: Option<&'a OwnerReference>,
+    ) -> Option<&'a str> {
         let label = |key: &str| labels.get(key).map(String::as_str);
         let is_of = |kind: &str| controller.is_some_and(|c| c.kind == kind);
         match self {

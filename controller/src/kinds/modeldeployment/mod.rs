@@ -247,7 +247,11 @@ async fn left_behind(
         Ok(child.filter(|c| foreign_holder(hands.writer.owner, c).is_none()))
     };
     let is_new = observed.deployment.is_none() && observed.service.is_none();
-    if is_new && found(Kind::Deployment, keys::server(name)).await?.is_some_and(|d| !d.terminating) {
+    if is_new
+        && found(Kind::Deployment, keys::server(name))
+            .await?
+            .is_some_and(|d| !d.terminating)
+    {
         return Ok(Stage::Passed);
     }
     if let Some(job) = found(Kind::Job, keys::job(name)).await? {

@@ -32,7 +32,8 @@ pub const RUNTIMES: &[Runtime] = &[
         more: &[("grpc", 8001, true), ("metrics", 8002, false)],
         ready: Some("/v2/health/ready"),
         unread: |uri| {
-            is_web(uri).then_some("tritonserver reads a model repository: give its path, or an s3://, gs:// or as:// address")
+            is_web(uri)
+                .then_some("tritonserver reads a model repository: give its path, or an s3://, gs:// or as:// address")
         },
     },
     Runtime {

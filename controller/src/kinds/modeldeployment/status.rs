@@ -72,18 +72,30 @@ pub fn status(view: &View<'_>) -> ModelDeploymentStatus {
     let fresh = match &workload {
         Some(workload) if !is_rolled_out && workload.available > 0 => {
             let unready: Vec<_> = observed.servers.iter().filter(|(p, _)| !p.ready).cloned().collect();
-            let sight = Sight { pods: &unready, ..sight };
-            let none = Workload { available: 0, ..workload.clone() };
+            let sight = Sight {
+                pods: &unready,
+                ..sight
+            };
+            let none = Workload {
+                available: 0,
+                ..workload.clone()
+            };
             overdue(available(&sight, Some(&none), waits))
         }
         _ => available_now.clone(),
     };
     let (phase, message) = phase_of(view, &accepted, validated.as_ref(), &fresh, is_rolled_out);
     let version = version(view, deployment, is_rolled_out && available_now.status == Status::True);
-    let desired: Vec<_> = [Some(accepted), validated, placed, Some(available_now), scaling_active(view)]
-        .into_iter()
-        .flatten()
-        .collect();
+    let desired: Vec<_> = [
+        Some(accepted),
+        validated,
+        placed,
+        Some(available_now),
+        scaling_active(view),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     ModelDeploymentStatus {
         phase,
         message: Some(message).filter(|m| !m.is_empty()),
@@ -160,7 +172,10 @@ fn running(view: &View<'_>, version: &str) -> Desired {
     no(
         Reason::Validating,
         match unscheduled {
-            Some(scheduling) => format!("the validation of version {version} has no node: {}", scheduling.message),
+            Some(scheduling) => format!(
+                "the validation of version {version} has no node: {}",
+                scheduling.message
+            ),
             None => format!("version {version} is being validated"),
         },
     )

@@ -174,7 +174,11 @@ pub fn validate(object: &ModelDeployment, defaults: &Defaults) -> Result<Validat
     let autoscale = autoscale(spec, defaults, &mut findings);
     let replicas = spec.replicas.unwrap_or(1);
     if replicas < 0 {
-        findings.invalid("spec.replicas", format_args!("{replicas} is negative"), "give 0 or more");
+        findings.invalid(
+            "spec.replicas",
+            format_args!("{replicas} is negative"),
+            "give 0 or more",
+        );
     }
     let Findings { problems, ignored } = findings;
     let Some(server) = server.filter(|_| problems.is_empty()) else {
@@ -332,7 +336,8 @@ fn revision(
     script: Option<&str>,
     validator: &ResourceRequirements,
 ) -> String {
-    let json = |r: &ResourceRequirements| serde_json::to_string(r).expect("plain data with text keys always serialises");
+    let json =
+        |r: &ResourceRequirements| serde_json::to_string(r).expect("plain data with text keys always serialises");
     let (resources, validator) = (json(&server.resources), json(validator));
     let gpus = server.gpus.as_ref().map(|w| format!("{} {:?}", w.count, w.asked));
     let image = text(spec.runtime_image.as_deref());

@@ -114,7 +114,13 @@ fn autoscale_makes_an_autoscaler_which_has_the_number_of_servers() {
     assert_eq!(sent(&scaled.autoscaler), want);
     assert_eq!(sent(&scaled.deployment)["spec"]["replicas"], Value::Null);
     let fixed = passed(json!({"replicas": 3}));
-    assert_eq!((sent(&fixed.deployment)["spec"]["replicas"].take(), sent(&fixed.autoscaler)), (json!(3), json!("gone")));
+    assert_eq!(
+        (
+            sent(&fixed.deployment)["spec"]["replicas"].take(),
+            sent(&fixed.autoscaler)
+        ),
+        (json!(3), json!("gone"))
+    );
     // Somebody's own autoscaler has the number too.
     let model = model(&sample(json!({})));
     let driven = Observed {
@@ -129,7 +135,9 @@ fn autoscale_makes_an_autoscaler_which_has_the_number_of_servers() {
 #[test]
 fn the_last_good_version_goes_on_until_the_next_has_passed() {
     let before = model(&sample(json!({})));
-    let after = model(&sample(json!({"version": "v2", "modelURI": "https://dummy.com/v2.pt", "resources": {}})));
+    let after = model(&sample(
+        json!({"version": "v2", "modelURI": "https://dummy.com/v2.pt", "resources": {}}),
+    ));
     let observed = serving(&before);
     let served = children(&before, &Stage::Passed, &observed);
     for stage in [
@@ -163,7 +171,10 @@ fn an_adopted_deployment_is_not_restarted_for_a_version_that_has_not_passed() {
     let deployment = observed.deployment.as_mut().unwrap();
     deployment.object["metadata"]["annotations"][names::ADOPTED] = "3".into();
     assert_eq!(sent(&children(&after, &Stage::Running, &observed).deployment), "left");
-    assert!(matches!(children(&after, &Stage::Passed, &observed).deployment, Wanted::Like(_)));
+    assert!(matches!(
+        children(&after, &Stage::Passed, &observed).deployment,
+        Wanted::Like(_)
+    ));
 }
 
 /// C7.5: with `Never` no image of a registry is ever had.
@@ -172,7 +183,10 @@ fn images_are_pulled_where_they_are_not_there() {
     let model = model(&sample(json!({})));
     let begin = children(&model, &Stage::Begin, &Observed::default());
     assert_eq!(container(&begin.job)["imagePullPolicy"], "IfNotPresent");
-    assert_eq!(container(&passed(json!({})).deployment)["imagePullPolicy"], "IfNotPresent");
+    assert_eq!(
+        container(&passed(json!({})).deployment)["imagePullPolicy"],
+        "IfNotPresent"
+    );
 }
 
 /// C7.6: the original has port 8000 for all, and no command.
@@ -183,20 +197,38 @@ fn each_runtime_has_its_ports_and_its_command() {
     assert_eq!(server["image"], "nvcr.io/nvidia/tritonserver:22.08-py3");
     assert_eq!(server["command"], json!(["tritonserver"]));
     assert_eq!(server["args"], json!(["--model-repository=s3://models/net"]));
-    assert_eq!(server["readinessProbe"]["httpGet"], json!({"path": "/v2/health/ready", "port": 8000}));
-    let ports = yaml("[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, {name: metrics, containerPort: 8002}]");
+    assert_eq!(
+        server["readinessProbe"]["httpGet"],
+        json!({"path": "/v2/health/ready", "port": 8000})
+    );
+    let ports = yaml(
+        "[{name: http, containerPort: 8000}, {name: grpc, containerPort: 8001}, {name: metrics, containerPort: 8002}]",
+    );
     assert_eq!(server["ports"], ports);
     let ports = yaml("[{name: http, port: 80, targetPort: 8000}, {name: grpc, port: 8001, targetPort: 8001}]");
     assert_eq!(sent(&triton.service)["spec"]["ports"], ports);
 
-    let torchserve = passed(json!({"runtime": "torchserve", "runtimeImage": null, "modelURI": "https://x.org/net.mar"}));
+    let torchserve =
+        passed(json!({"runtime": "torchserve", "runtimeImage": null, "modelURI": "https://x.org/net.mar"}));
     let server = container(&torchserve.deployment);
     assert_eq!(server["image"], "pytorch/torchserve:latest");
     assert_eq!(server["command"], json!(["torchserve"]));
-    assert_eq!(server["args"].as_array().unwrap().last().unwrap(), "--models=net=https://x.org/net.mar");
-    assert_eq!(server["readinessProbe"]["httpGet"], json!({"path": "/ping", "port": 8080}));
-    assert_eq!(sent(&torchserve.service)["spec"]["ports"], yaml("[{name: http, port: 80, targetPort: 8080}]"));
-    assert_eq!(sent(&torchserve.alias)["spec"]["ports"], yaml("[{name: http, port: 8000, targetPort: 8080}]"));
+    assert_eq!(
+        server["args"].as_array().unwrap().last().unwrap(),
+        "--models=net=https://x.org/net.mar"
+    );
+    assert_eq!(
+        server["readinessProbe"]["httpGet"],
+        json!({"path": "/ping", "port": 8080})
+    );
+    assert_eq!(
+        sent(&torchserve.service)["spec"]["ports"],
+        yaml("[{name: http, port: 80, targetPort: 8080}]")
+    );
+    assert_eq!(
+        sent(&torchserve.alias)["spec"]["ports"],
+        yaml("[{name: http, port: 8000, targetPort: 8080}]")
+    );
 }
 
 /// C7.7: the README's name and port, and the code's.
@@ -218,7 +250,10 @@ fn pods_that_validate_never_get_the_service_s_traffic() {
     let labels = sent(&begin.job)["spec"]["template"]["metadata"]["labels"].take();
     let selector = sent(&passed(json!({})).service)["spec"]["selector"].take();
     let pairs = selector.as_object().unwrap();
-    assert!(!pairs.is_empty() && pairs.iter().any(|(k, v)| labels[k] != *v), "{labels} {selector}");
+    assert!(
+        !pairs.is_empty() && pairs.iter().any(|(k, v)| labels[k] != *v),
+        "{labels} {selector}"
+    );
 }
 
 /// C7.12: the original's image is in its source.
@@ -252,14 +287,26 @@ fn nothing_of_the_user_s_is_expanded_or_read_by_a_shell() {
 
 #[test]
 fn servers_with_gpus_wait_for_berth_and_what_validates_them_does_not() {
-    let object = annotated(sample(json!({})), &[(names::GPU_CLASS, "h100,a100"), (names::GPU_COUNT, "2")]);
+    let object = annotated(
+        sample(json!({})),
+        &[(names::GPU_CLASS, "h100,a100"), (names::GPU_COUNT, "2")],
+    );
     let model = model(&object);
     let deployment = sent(&children(&model, &Stage::Passed, &Observed::default()).deployment);
     let template = &deployment["spec"]["template"];
     assert_eq!(template["spec"]["schedulingGates"], json!([{"name": names::GATE}]));
-    assert_eq!(template["metadata"]["annotations"], json!({names::GPU_CLASS: "h100,a100"}));
-    assert_eq!(template["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"], "2");
+    assert_eq!(
+        template["metadata"]["annotations"],
+        json!({names::GPU_CLASS: "h100,a100"})
+    );
+    assert_eq!(
+        template["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"],
+        "2"
+    );
     let job = sent(&children(&model, &Stage::Begin, &Observed::default()).job);
     assert_eq!(job["spec"]["template"]["spec"]["schedulingGates"], Value::Null);
-    assert_eq!(container(&children(&model, &Stage::Begin, &Observed::default()).job)["resources"]["limits"]["nvidia.com/gpu"], Value::Null);
+    assert_eq!(
+        container(&children(&model, &Stage::Begin, &Observed::default()).job)["resources"]["limits"]["nvidia.com/gpu"],
+        Value::Null
+    );
 }

@@ -44,10 +44,22 @@ fn a_job_is_made_and_its_end_decides() {
     for (status, want) in [
         (json!({}), Stage::Running),
         (json!({"active": 1}), Stage::Running),
-        (json!({"conditions": [{"type": "FailureTarget", "status": "True"}]}), Stage::Running),
-        (json!({"conditions": [{"type": "Complete", "status": "False"}]}), Stage::Running),
-        (json!({"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}), Stage::Passed),
-        (failed(), Stage::Failed("Job has reached the specified backoff limit".into())),
+        (
+            json!({"conditions": [{"type": "FailureTarget", "status": "True"}]}),
+            Stage::Running,
+        ),
+        (
+            json!({"conditions": [{"type": "Complete", "status": "False"}]}),
+            Stage::Running,
+        ),
+        (
+            json!({"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}),
+            Stage::Passed,
+        ),
+        (
+            failed(),
+            Stage::Failed("Job has reached the specified backoff limit".into()),
+        ),
         (
             json!({"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}),
             Stage::Failed("DeadlineExceeded".into()),
@@ -63,7 +75,11 @@ fn a_job_of_another_revision_makes_way() {
     let before = model(&sample(json!({})));
     let after = model(&sample(json!({"version": "v2"})));
     for status in [json!({"active": 1}), json!({"succeeded": 1}), failed()] {
-        assert_eq!(now(&after, &with_job(&before, status.clone())), Stage::Clearing, "{status}");
+        assert_eq!(
+            now(&after, &with_job(&before, status.clone())),
+            Stage::Clearing,
+            "{status}"
+        );
     }
     let mut going = with_job(&after, json!({"succeeded": 1}));
     going.job.as_mut().unwrap().terminating = true;
@@ -78,9 +94,15 @@ fn a_failure_is_tried_again_when_it_is_asked_for() {
     assert_eq!(now(&asked("1"), &first), Stage::Clearing);
     let second = with_job(&asked("1"), failed());
     assert!(matches!(now(&asked("1"), &second), Stage::Failed(_)));
-    assert!(matches!(now(&plain, &second), Stage::Failed(_)), "taking it away asks for nothing");
+    assert!(
+        matches!(now(&plain, &second), Stage::Failed(_)),
+        "taking it away asks for nothing"
+    );
     assert_eq!(now(&asked("2"), &second), Stage::Clearing);
-    assert_eq!(now(&asked("2"), &with_job(&plain, json!({"active": 1}))), Stage::Running);
+    assert_eq!(
+        now(&asked("2"), &with_job(&plain, json!({"active": 1}))),
+        Stage::Running
+    );
 }
 
 /// The Job may be deleted: what serves has passed.
@@ -126,7 +148,10 @@ fn a_validation_without_a_node_fails_in_time_and_goes_on_when_it_has_one() {
     let (stage, again) = waits(full(), active(), 611);
     let words = "pod validate-net-x has no node: 0/3 nodes are available: 3 Insufficient cpu.";
     assert_eq!((stage, again), (Stage::Unplaced(words.into()), None));
-    assert_eq!(waits(vec![pod(Some("n"), None)], active(), 5000), (Stage::Running, None));
+    assert_eq!(
+        waits(vec![pod(Some("n"), None)], active(), 5000),
+        (Stage::Running, None)
+    );
     // A quota may keep its pod from being made at all.
     assert_eq!(waits(vec![], json!({}), 600), (Stage::Running, Some(1)));
     assert!(matches!(waits(vec![], json!({}), 601).0, Stage::Unplaced(_)));
@@ -147,9 +172,18 @@ fn a_rollout_is_done_when_no_pod_of_another_template_is_left() {
     for (status, want) in [
         (json!({}), false),
         (json!({"observedGeneration": 1}), true),
-        (json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1}), false),
-        (json!({"observedGeneration": 0, "replicas": 1, "updatedReplicas": 1}), false),
-        (json!({"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1}), true),
+        (
+            json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1}),
+            false,
+        ),
+        (
+            json!({"observedGeneration": 0, "replicas": 1, "updatedReplicas": 1}),
+            false,
+        ),
+        (
+            json!({"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1}),
+            true,
+        ),
     ] {
         assert_eq!(is_rolled_out(&deployment(status.clone())), want, "{status}");
     }

@@ -78,7 +78,10 @@ fn ready_means_that_a_server_of_this_version_is() {
     assert_eq!(condition(&none, Type::Available), pair("False", "NoReplicaAvailable"));
     let all = told(&object, &serving(&model));
     assert_eq!((all.phase.as_str(), all.version.as_deref()), (phase::READY, Some("v1")));
-    assert_eq!(condition(&all, Type::Available), pair("True", "MinimumReplicasAvailable"));
+    assert_eq!(
+        condition(&all, Type::Available),
+        pair("True", "MinimumReplicasAvailable")
+    );
     assert_eq!(condition(&all, Type::Validated), pair("True", "ValidationSucceeded"));
     assert_eq!((all.replicas, all.ready_replicas), (Some(1), Some(1)));
     // Somebody deleted the Deployment: what stood in the status before says nothing.
@@ -98,7 +101,10 @@ fn the_phases_of_a_validation() {
         ..Observed::default()
     };
     let begin = told(&object, &Observed::default());
-    assert_eq!((begin.phase.as_str(), begin.message.as_deref()), (phase::VALIDATING, Some("starting validation")));
+    assert_eq!(
+        (begin.phase.as_str(), begin.message.as_deref()),
+        (phase::VALIDATING, Some("starting validation"))
+    );
     let running = told(&object, &with(json!({"active": 1})));
     assert_eq!(running.phase, phase::VALIDATING);
     assert_eq!(condition(&running, Type::Validated), pair("False", "Validating"));
@@ -106,7 +112,10 @@ fn the_phases_of_a_validation() {
     let failed = told(&object, &with(failed));
     assert_eq!(failed.phase, phase::FAILED);
     let message = failed.message.clone().unwrap();
-    assert!(message.starts_with("Validation failed for version v1: Job has reached the specified backoff limit"), "{message}");
+    assert!(
+        message.starts_with("Validation failed for version v1: Job has reached the specified backoff limit"),
+        "{message}"
+    );
     assert_eq!(condition(&failed, Type::Validated), pair("False", "ValidationFailed"));
     let passed = told(&object, &with(json!({"succeeded": 1})));
     assert_eq!(passed.phase, phase::DEPLOYING);
@@ -116,7 +125,11 @@ fn the_phases_of_a_validation() {
     assert_eq!(counted(&running, &failed), Some(Validation::Failure));
     assert_eq!(counted(&running, &passed), Some(Validation::Success));
     assert_eq!(counted(&failed, &failed), None);
-    assert_eq!(counted(&ModelDeploymentStatus::default(), &passed), None, "it ended before this process began");
+    assert_eq!(
+        counted(&ModelDeploymentStatus::default(), &passed),
+        None,
+        "it ended before this process began"
+    );
 }
 
 #[test]
@@ -165,8 +178,14 @@ fn a_version_that_fails_leaves_the_one_before_available() {
         ..serving(&before)
     };
     let status = told(&object, &observed);
-    assert_eq!((status.phase.as_str(), status.version.as_deref()), (phase::FAILED, Some("v1")));
-    assert_eq!(condition(&status, Type::Available), pair("True", "MinimumReplicasAvailable"));
+    assert_eq!(
+        (status.phase.as_str(), status.version.as_deref()),
+        (phase::FAILED, Some("v1"))
+    );
+    assert_eq!(
+        condition(&status, Type::Available),
+        pair("True", "MinimumReplicasAvailable")
+    );
 }
 
 #[test]
@@ -188,12 +207,33 @@ fn servers_that_cannot_take_over_are_failed_while_those_before_serve() {
         ..pod("new", None)
     };
     let starting = told_after(&object, &with(unready), &before, 1);
-    assert_eq!((starting.phase.as_str(), starting.version.as_deref()), (phase::DEPLOYING, Some("v0")));
-    assert_eq!(condition(&starting, Type::Validated), pair("True", "ValidationNotAsked"));
-    let stuck = told_after(&object, &with(pod("new", Some(("ImagePullBackOff", "ErrImagePull: denied")))), &before, 1);
-    assert_eq!((stuck.phase.as_str(), stuck.version.as_deref()), (phase::FAILED, Some("v0")));
-    assert!(stuck.message.as_ref().unwrap().contains("denied"), "{:?}", stuck.message);
-    assert_eq!(condition(&stuck, Type::Available), pair("True", "MinimumReplicasAvailable"));
+    assert_eq!(
+        (starting.phase.as_str(), starting.version.as_deref()),
+        (phase::DEPLOYING, Some("v0"))
+    );
+    assert_eq!(
+        condition(&starting, Type::Validated),
+        pair("True", "ValidationNotAsked")
+    );
+    let stuck = told_after(
+        &object,
+        &with(pod("new", Some(("ImagePullBackOff", "ErrImagePull: denied")))),
+        &before,
+        1,
+    );
+    assert_eq!(
+        (stuck.phase.as_str(), stuck.version.as_deref()),
+        (phase::FAILED, Some("v0"))
+    );
+    assert!(
+        stuck.message.as_ref().unwrap().contains("denied"),
+        "{:?}",
+        stuck.message
+    );
+    assert_eq!(
+        condition(&stuck, Type::Available),
+        pair("True", "MinimumReplicasAvailable")
+    );
 }
 
 #[test]
@@ -206,7 +246,10 @@ fn what_the_original_said_of_its_version_stays_while_its_pods_do() {
         ..ModelDeploymentStatus::default()
     };
     let status = told_after(&object, &observed, &before, 1);
-    assert_eq!((status.phase.as_str(), status.version.as_deref()), (phase::READY, Some("v1")));
+    assert_eq!(
+        (status.phase.as_str(), status.version.as_deref()),
+        (phase::READY, Some("v1"))
+    );
     assert_eq!(told(&object, &observed).version.as_deref(), Some("v2"));
 }
 
@@ -226,10 +269,20 @@ fn the_autoscaler_s_words_are_told() {
             },
         )
     };
-    let one = |type_: &str, status: &str| json!({"conditions": [{"type": type_, "status": status, "message": "no metrics"}]});
-    assert_eq!(condition(&told(&object, &serving(&model)), Type::ScalingActive), pair("Unknown", "Pending"));
-    assert_eq!(condition(&with(json!({})), Type::ScalingActive), pair("Unknown", "Pending"));
-    assert_eq!(condition(&with(one("ScalingActive", "True")), Type::ScalingActive), pair("True", "ScalerReady"));
+    let one =
+        |type_: &str, status: &str| json!({"conditions": [{"type": type_, "status": status, "message": "no metrics"}]});
+    assert_eq!(
+        condition(&told(&object, &serving(&model)), Type::ScalingActive),
+        pair("Unknown", "Pending")
+    );
+    assert_eq!(
+        condition(&with(json!({})), Type::ScalingActive),
+        pair("Unknown", "Pending")
+    );
+    assert_eq!(
+        condition(&with(one("ScalingActive", "True")), Type::ScalingActive),
+        pair("True", "ScalerReady")
+    );
     for refused in ["ScalingActive", "AbleToScale"] {
         let status = with(one(refused, "False"));
         assert_eq!(condition(&status, Type::ScalingActive), pair("False", "ScalerNotReady"));
@@ -253,11 +306,22 @@ fn a_spec_that_cannot_be_carried_out_is_failed_and_a_paused_one_stays() {
     let problems: Problems = read(&sample(json!({"runtime": "onnx"}))).unwrap_err();
     let invalid = view(&Acceptance::Invalid(problems));
     assert_eq!(invalid.phase, phase::FAILED);
-    assert!(invalid.message.as_ref().unwrap().starts_with("InvalidSpec: spec.runtime"), "{:?}", invalid.message);
+    assert!(
+        invalid
+            .message
+            .as_ref()
+            .unwrap()
+            .starts_with("InvalidSpec: spec.runtime"),
+        "{:?}",
+        invalid.message
+    );
     assert_eq!(condition(&invalid, Type::Available).0, "True");
     assert_eq!(invalid.version.as_deref(), Some("v1"));
     let paused = view(&Acceptance::Paused);
-    assert_eq!((paused.phase, paused.message), (before.phase.clone(), before.message.clone()));
+    assert_eq!(
+        (paused.phase, paused.message),
+        (before.phase.clone(), before.message.clone())
+    );
 }
 
 #[test]

@@ -26,10 +26,22 @@ fn all_that_is_wrong_is_told_at_once() {
     for (changes, words) in [
         (json!({"runtime": "onnx"}), "spec.runtime: \"onnx\" is unknown"),
         (json!({"replicas": -1}), "spec.replicas: -1"),
-        (json!({"autoscale": true, "minReplicas": 9, "maxReplicas": 2}), "spec.maxReplicas: 2 is less"),
-        (json!({"autoscale": true, "minReplicas": 0}), "spec.minReplicas: 0 is too small"),
-        (json!({"resources": {"limits": {"cpu": "lots"}}}), "spec.resources.limits.cpu: \"lots\""),
-        (json!({"validateResources": {"requests": {"cpu": "-1"}}}), "spec.validateResources.requests.cpu"),
+        (
+            json!({"autoscale": true, "minReplicas": 9, "maxReplicas": 2}),
+            "spec.maxReplicas: 2 is less",
+        ),
+        (
+            json!({"autoscale": true, "minReplicas": 0}),
+            "spec.minReplicas: 0 is too small",
+        ),
+        (
+            json!({"resources": {"limits": {"cpu": "lots"}}}),
+            "spec.resources.limits.cpu: \"lots\"",
+        ),
+        (
+            json!({"validateResources": {"requests": {"cpu": "-1"}}}),
+            "spec.validateResources.requests.cpu",
+        ),
     ] {
         let told = problems(changes.clone());
         assert!(told.contains(words), "{changes}: {told}");
@@ -45,10 +57,17 @@ fn names_are_such_that_every_child_can_have_its_own() {
     };
     assert!(named(&"n".repeat(53)).is_ok());
     for name in ["n".repeat(54), "a.b".into()] {
-        assert!(named(&name).unwrap_err().to_string().starts_with("metadata.name: "), "{name}");
+        assert!(
+            named(&name).unwrap_err().to_string().starts_with("metadata.name: "),
+            "{name}"
+        );
     }
     let digit = named("1net").unwrap();
-    assert!(!digit.has_alias && digit.ignored[0].contains("1net-service"), "{:?}", digit.ignored);
+    assert!(
+        !digit.has_alias && digit.ignored[0].contains("1net-service"),
+        "{:?}",
+        digit.ignored
+    );
 }
 
 #[test]
@@ -67,14 +86,23 @@ fn what_has_no_effect_or_may_not_work_is_said() {
         (json!({"maxReplicas": 3}), "spec.maxReplicas: "),
         (json!({"autoscale": true, "replicas": 3}), "spec.replicas: "),
         (json!({"autoscale": true, "resources": {}}), "spec.autoscale: "),
-        (json!({"validateScript": null, "validateResources": {}}), "spec.validateResources: "),
+        (
+            json!({"validateScript": null, "validateResources": {}}),
+            "spec.validateResources: ",
+        ),
         (json!({"runtime": "triton"}), "spec.modelURI: "),
         (json!({"runtime": "torchserve"}), "spec.modelURI: "),
     ] {
         let ignored = model(&sample(changes.clone())).ignored;
-        assert!(ignored.len() == 1 && ignored[0].starts_with(path), "{changes}: {ignored:?}");
+        assert!(
+            ignored.len() == 1 && ignored[0].starts_with(path),
+            "{changes}: {ignored:?}"
+        );
     }
-    let served = [("triton", "s3://models/net"), ("torchserve", "https://x.org/net.mar?a=.pt")];
+    let served = [
+        ("triton", "s3://models/net"),
+        ("torchserve", "https://x.org/net.mar?a=.pt"),
+    ];
     for (runtime, uri) in served {
         let model = model(&sample(json!({"runtime": runtime, "modelURI": uri})));
         assert!(model.ignored.is_empty(), "{:?}", model.ignored);
@@ -98,7 +126,11 @@ fn a_change_of_what_is_validated_is_another_revision_and_of_its_number_is_not() 
     ] {
         assert_ne!(revision(changes.clone()), before, "{changes}");
     }
-    for changes in [json!({"replicas": 3}), json!({"autoscale": true}), json!({"autoscale": true, "maxReplicas": 9})] {
+    for changes in [
+        json!({"replicas": 3}),
+        json!({"autoscale": true}),
+        json!({"autoscale": true, "maxReplicas": 9}),
+    ] {
         assert_eq!(revision(changes.clone()), before, "{changes}");
     }
     let gpu = annotated(sample(json!({})), &[(names::GPU_CLASS, "h100")]);
@@ -112,7 +144,10 @@ fn another_image_of_the_installation_validates_nothing_again() {
     assert_eq!(ours.server.image, "fastapi-pytorch:dev");
     let images = [("fastapi-pytorch".to_owned(), "registry.example/f:1".to_owned())].into();
     let other = validate(&object, &Defaults { images, ..defaults() }).unwrap();
-    assert_eq!((other.server.image.as_str(), other.revision), ("registry.example/f:1", ours.revision));
+    assert_eq!(
+        (other.server.image.as_str(), other.revision),
+        ("registry.example/f:1", ours.revision)
+    );
 }
 
 #[test]
@@ -136,6 +171,10 @@ fn a_record_gives_the_same_server_again() {
     let record = Served::read(&server.record).unwrap();
     assert_eq!(record.version(), "v1");
     assert_eq!(record.server(&defaults()), Some(server.clone()));
-    assert!(!server.record.contains("team") && !server.record.contains("validate.py"), "{}", server.record);
+    assert!(
+        !server.record.contains("team") && !server.record.contains("validate.py"),
+        "{}",
+        server.record
+    );
     assert_eq!(Served::read("by hand"), None);
 }
