@@ -88,19 +88,19 @@ async fn status_follows_pods(f: Fixture) -> anyhow::Result<()> {
 
 async fn error_goes(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("errors").await?;
-    let with = |replicas: i32| {
+    let with = |engine: &str| {
         let mut object = on_nodes("m", "a", json!([]));
         object["spec"]["deployment"]["nodeSelector"] = json!({});
-        object["spec"]["deployment"]["replicas"] = replicas.into();
+        object["spec"]["engine"]["name"] = engine.into();
         object
     };
-    f.apply(&ns, with(1)).await?;
+    f.apply(&ns, with("generic")).await?;
     expect_status(&f, &ns, "m", "Ready").await?;
-    f.apply(&ns, with(-1)).await?;
+    f.apply(&ns, with("warp")).await?;
     expect_status(&f, &ns, "m", "Failed").await?;
     let message = status(&f, &ns, "m").await?.err_msg.context("errMsg")?;
-    ensure!(message.contains("spec.deployment.replicas"), "{message}");
-    f.apply(&ns, with(2)).await?;
+    ensure!(message.contains("spec.engine.name"), "{message}");
+    f.apply(&ns, with("generic")).await?;
     expect_status(&f, &ns, "m", "Ready").await?;
     let now = status(&f, &ns, "m").await?;
     ensure!(now.err_msg.is_none(), "{now:?}");
