@@ -397,6 +397,7 @@ const ONLY_SOMETIMES: &[&str] = &[
     "delete /services",
     "patch oda.tmforum.org.oda.tmforum.org/mlmodels",
     "patch oda.tmforum.org.oda.tmforum.org/mlmodels/status",
+    "update oda.tmforum.org.oda.tmforum.org/mlmodels/finalizers",
     // Applying an object that is not there yet asks for both rights; the audit log names the first.
     "create apps/deployments",
     "create /services",
