@@ -208,6 +208,10 @@ impl Writer<'_> {
                     self.update(now, &seen.uid).await
                 }
             }
+            // The original took its marks away, so the watch does not show it: to try and create it again would be refused.
+            (Decision::Create, None) if self.terms.contests.is_open(intent.kind, &intent.key()) => {
+                self.claim(intent).await
+            }
             (Decision::Create | Decision::Update, _) => match self.create(intent).await {
                 Err(Error::Api { source, .. }) if is_conflict(&source) => self.claim(intent).await,
                 other => other,
