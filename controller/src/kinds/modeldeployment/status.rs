@@ -68,7 +68,7 @@ pub fn status(view: &View<'_>) -> ModelDeploymentStatus {
     };
     let available_now = overdue(available(&sight, workload.as_ref(), waits));
     let validated = view.model.map(|(model, stage)| validated(view, model, stage));
-    // Of the pods that are to replace others: those that serve are not theirs.
+    // Of the pods that are to replace others: those that serve are not theirs. True only when no others are left.
     let fresh = match &workload {
         Some(workload) if !is_rolled_out && workload.available > 0 => {
             let unready: Vec<_> = observed.servers.iter().filter(|(p, _)| !p.ready).cloned().collect();
@@ -84,7 +84,7 @@ pub fn status(view: &View<'_>) -> ModelDeploymentStatus {
         }
         _ => available_now.clone(),
     };
-    let (phase, message) = phase_of(view, &accepted, validated.as_ref(), &fresh, is_rolled_out);
+    let (phase, message) = phase_of(view, &accepted, validated.as_ref(), &fresh);
     let version = version(view, deployment, is_rolled_out && available_now.status == Status::True);
     let desired: Vec<_> = [
         Some(accepted),
@@ -216,14 +216,8 @@ fn scaling_active(view: &View<'_>) -> Option<Desired> {
     }
 }
 
-/// The original's two fields.
-fn phase_of(
-    view: &View<'_>,
-    accepted: &Desired,
-    validated: Option<&Desired>,
-    fresh: &Desired,
-    is_rolled_out: bool,
-) -> (String, String) {
+/// The original's two fields; `fresh` tells of the servers of this version alone.
+fn phase_of(view: &View<'_>, accepted: &Desired, validated: Option<&Desired>, fresh: &Desired) -> (String, String) {
     let told = |phase: &str, message: &str| (phase.to_owned(), message.to_owned());
     let failed = |condition: &Desired| {
         let message = format!("{}: {}", condition.reason.as_str(), condition.message);
@@ -243,7 +237,7 @@ fn phase_of(
                 Reason::ImagePullBackOff => failed(validated),
                 _ => told(phase::VALIDATING, &validated.message),
             },
-            Stage::Passed if is_rolled_out && fresh.status == Status::True => told(phase::READY, &fresh.message),
+            Stage::Passed if fresh.status == Status::True => told(phase::READY, &fresh.message),
             Stage::Passed if is_stuck(fresh.reason) => failed(fresh),
             Stage::Passed => told(phase::DEPLOYING, &fresh.message),
         },
