@@ -107,6 +107,9 @@ pub struct Settings {
     /// How MLModels are downloaded and served.
     #[command(flatten)]
     pub mlmodels: MlModels,
+    /// How ModelDeployments are validated and served.
+    #[command(flatten)]
+    pub model_deployments: ModelDeployments,
 }
 
 /// What an installation sets for MLModels.
@@ -120,7 +123,7 @@ pub struct MlModels {
     )]
     pub download_image: String,
     /// Image of a framework's server where the spec names none: `<framework>=<image>`. Repeatable.
-    #[arg(long = "mlmodel-image", value_parser = framework_image, global = true)]
+    #[arg(long = "mlmodel-image", value_parser = named_image, global = true)]
     pub images: Vec<(String, String)>,
     /// No download before the volume is bound. With volumes that wait for their first consumer nothing is ever downloaded then.
     #[arg(
@@ -137,6 +140,44 @@ pub struct MlModels {
     /// Seconds that the servers of an MLModel may take to get ready, before it is Failed until they are. Absent: 600, Kubernetes' own.
     #[arg(long = "mlmodel-start-timeout-seconds", value_parser = clap::value_parser!(i32).range(1..), global = true)]
     pub start_timeout_seconds: Option<i32>,
+}
+
+/// What an installation sets for ModelDeployments.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct ModelDeployments {
+    /// Image that validates: with python, and the scripts that specs name in its working directory.
+    #[arg(
+        id = "modeldeployment_validator_image",
+        long = "modeldeployment-validator-image",
+        default_value = "validator:dev",
+        global = true
+    )]
+    pub validator_image: String,
+    /// Image of a runtime where the spec names none: `<runtime>=<image>`. Repeatable.
+    #[arg(
+        id = "modeldeployment_images",
+        long = "modeldeployment-image",
+        value_parser = named_image,
+        global = true
+    )]
+    pub images: Vec<(String, String)>,
+    /// Most servers of one with `autoscale` that does not say.
+    #[arg(
+        id = "modeldeployment_max_replicas",
+        long = "modeldeployment-max-replicas",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(i32).range(1..),
+        global = true
+    )]
+    pub max_replicas: i32,
+    /// Seconds after which a validation that has no node makes a ModelDeployment Failed, until it has.
+    #[arg(
+        id = "modeldeployment_place_timeout_seconds",
+        long = "modeldeployment-place-timeout-seconds",
+        default_value_t = 600,
+        global = true
+    )]
+    pub place_timeout_seconds: u64,
 }
 
 /// Pulsar, for AIModels. The variables are those of the original operator; one that is set to nothing counts as set.
@@ -260,13 +301,13 @@ fn engine_image(s: &str) -> Result<(String, Image), String> {
     }
 }
 
-fn framework_image(s: &str) -> Result<(String, String), String> {
+fn named_image(s: &str) -> Result<(String, String), String> {
     let parts = s
         .split_once('=')
         .map(|(framework, image)| (framework.trim().to_ascii_lowercase(), image.trim()));
     match parts {
         Some((framework, image)) if !framework.is_empty() && !image.is_empty() => Ok((framework, image.to_owned())),
-        _ => Err(format!("{s:?} is not <framework>=<image>")),
+        _ => Err(format!("{s:?} is not <name>=<image>")),
     }
 }
 

@@ -7,6 +7,7 @@ use kube::Client;
 use crate::args::Settings;
 use crate::cluster::Cluster;
 use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::placement::Explanations;
 
 /// Handles to the outside and to the picture.
@@ -20,6 +21,8 @@ pub struct Context {
     pub settings: Arc<Settings>,
     /// Events on objects.
     pub events: Events,
+    /// What Prometheus is told.
+    pub metrics: Arc<Metrics>,
     /// Why placement decided as it did, for people who ask.
     pub explanations: Explanations,
 }

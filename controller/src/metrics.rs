@@ -31,6 +31,24 @@ pub struct Metrics {
     nodes: Gauge,
     pods: Gauge,
     pods_waiting: Gauge,
+    model_deployments_created: Counter,
+    model_validations: Family<StatusLabel, Counter>,
+}
+
+/// A step of the validation of a ModelDeployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Validation {
+    /// Its Job was made.
+    Started,
+    /// Its Job ended well.
+    Success,
+    /// Its Job failed.
+    Failure,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabel {
+    status: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,24 +63,33 @@ struct XidLabel {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("berth");
+        let mut all = Registry::default();
+        // Under the names that the original gives them.
+        let model_deployments_created = Counter::default();
+        all.register(
+            "model_deployments_created",
+            "ModelDeployments seen for the first time",
+            model_deployments_created.clone(),
+        );
+        let model_validations = family(
+            &mut all,
+            "model_validations",
+            "Validations of ModelDeployments: started, success, failure",
+        );
+        let registry = all.sub_registry_with_prefix("berth");
         registry.register(
             "build",
             "This build",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         Self {
-            leader: gauge(&mut registry, "leader", "1 while this process leads"),
+            leader: gauge(registry, "leader", "1 while this process leads"),
             refusals: family(
-                &mut registry,
+                registry,
                 "agent_refusals",
                 "Agent calls refused and sessions ended for cause",
             ),
-            events: family(
-                &mut registry,
-                "gpu_events",
-                "Faults that agents reported, by NVIDIA XID",
-            ),
+            events: family(registry, "gpu_events", "Faults that agents reported, by NVIDIA XID"),
             events_lost: {
                 let lost = Counter::default();
                 registry.register(
@@ -72,20 +99,14 @@ impl Default for Metrics {
                 );
                 lost
             },
-            agents_connected: gauge(
-                &mut registry,
-                "agents_connected",
-                "Nodes whose agent has a session open",
-            ),
-            agents_silent: gauge(
-                &mut registry,
-                "agents_silent",
-                "Agents once heard, and not for 15 seconds",
-            ),
-            nodes: gauge(&mut registry, "nodes", "Nodes in the picture"),
-            pods: gauge(&mut registry, "pods", "Unfinished pods in the picture"),
-            pods_waiting: gauge(&mut registry, "pods_waiting", "Pods that wait for a node from Berth"),
-            registry,
+            agents_connected: gauge(registry, "agents_connected", "Nodes whose agent has a session open"),
+            agents_silent: gauge(registry, "agents_silent", "Agents once heard, and not for 15 seconds"),
+            nodes: gauge(registry, "nodes", "Nodes in the picture"),
+            pods: gauge(registry, "pods", "Unfinished pods in the picture"),
+            pods_waiting: gauge(registry, "pods_waiting", "Pods that wait for a node from Berth"),
+            model_deployments_created,
+            model_validations,
+            registry: all,
         }
     }
 }
@@ -114,6 +135,21 @@ impl Metrics {
     /// An agent was turned away.
     pub fn agent_refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A ModelDeployment was seen for the first time.
+    pub fn model_deployment_created(&self) {
+        self.model_deployments_created.inc();
+    }
+
+    /// A validation went a step.
+    pub fn model_validation(&self, step: Validation) {
+        let status = match step {
+            Validation::Started => "started",
+            Validation::Success => "success",
+            Validation::Failure => "failure",
+        };
+        self.model_validations.get_or_create(&StatusLabel { status }).inc();
     }
 
     /// Faults that an agent reported.
@@ -170,6 +206,9 @@ mod tests {
             event(GpuEventKind::Other("x".into())),
         ];
         metrics.gpu_events(&events, 3);
+        metrics.model_deployment_created();
+        metrics.model_validation(Validation::Started);
+        metrics.model_validation(Validation::Failure);
         let text = metrics.encode(&Picture::default(), Instant::now()).unwrap();
         for line in [
             "berth_leader 1",
@@ -179,6 +218,9 @@ mod tests {
             "berth_gpu_events_lost_total 3",
             "berth_agents_connected 0",
             "berth_pods_waiting 0",
+            "model_deployments_created_total 1",
+            "model_validations_total{status=\"started\"} 1",
+            "model_validations_total{status=\"failure\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
         }

@@ -39,6 +39,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         client,
         cluster: served.cluster.clone(),
         settings: Arc::new(settings),
+        metrics: served.metrics.clone(),
         explanations: served.explanations.clone(),
     };
     let listener = bind(context.settings.http_address, "health and metrics").await?;

@@ -50,6 +50,7 @@ const fn row(
 const PREMLABS: &str = "premlabs.io";
 const YOUXAM: &str = "model.youxam.com";
 const TMFORUM: &str = "oda.tmforum.org.oda.tmforum.org";
+const SATHVIK: &str = "mlops.sathvik.dev";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const KEDA: &str = "keda.sh";
 /// Children go with their owner; only one that is no longer wanted has to be deleted. Applying a new object asks for both of the last.
@@ -78,7 +79,7 @@ pub const ACCESS: &[Access] = &[
         "apps",
         "deployments",
         PRUNED_CHILD,
-        "Children of AIDeployments, AIModels and MLModels, which start again without them; on uninstall, gates leave the templates and the controller is stopped.",
+        "Children of AIDeployments, AIModels, MLModels, which start again without them, and ModelDeployments; on uninstall, gates leave the templates and the controller is stopped.",
     ),
     row(
         Scope::OwnObject("berth-controller"),
@@ -99,7 +100,7 @@ pub const ACCESS: &[Access] = &[
         "",
         "services",
         PRUNED_CHILD,
-        "Children of AIDeployments, and of MLModels that are exposed.",
+        "Children of AIDeployments, of ModelDeployments, and of MLModels that are exposed.",
     ),
     row(
         Scope::Cluster,
@@ -113,7 +114,7 @@ pub const ACCESS: &[Access] = &[
         "batch",
         "jobs",
         PRUNED_CHILD,
-        "Children of MLModels: what downloads the model.",
+        "Children of MLModels: what downloads the model; of ModelDeployments: what validates it.",
     ),
     row(
         Scope::Cluster,
@@ -136,8 +137,8 @@ pub const ACCESS: &[Access] = &[
         Scope::Cluster,
         "autoscaling",
         "horizontalpodautoscalers",
-        &["list", "watch"],
-        "Leave the replicas of a Deployment to the autoscaler that drives it.",
+        PRUNED_CHILD,
+        "Leave the replicas of a Deployment to the autoscaler that drives it; children of ModelDeployments with `autoscale`.",
     ),
     row(
         Scope::Cluster,
@@ -229,6 +230,30 @@ pub const ACCESS: &[Access] = &[
             Scope::Cluster,
             TMFORUM,
             "mlmodels/finalizers",
+            &["update"],
+            "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
+        )
+    },
+    row(
+        Scope::Cluster,
+        SATHVIK,
+        "modeldeployments",
+        &["list", "watch", "patch"],
+        "Serve the kind; take away the finalizer that the original operator left.",
+    ),
+    row(
+        Scope::Cluster,
+        SATHVIK,
+        "modeldeployments/status",
+        &["patch"],
+        "Report on it.",
+    ),
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            SATHVIK,
+            "modeldeployments/finalizers",
             &["update"],
             "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
         )

@@ -22,6 +22,8 @@ pub enum Type {
     WorkersHealthy,
     /// MLModel: the model is on its volume.
     Downloaded,
+    /// ModelDeployment: the version that the spec asks for may be served.
+    Validated,
 }
 
 impl Type {
@@ -36,6 +38,7 @@ impl Type {
             Self::ScalingActive => "ScalingActive",
             Self::WorkersHealthy => "WorkersHealthy",
             Self::Downloaded => "Downloaded",
+            Self::Validated => "Validated",
         }
     }
 }
@@ -169,6 +172,17 @@ reasons! {
     VolumeNotBound,
     /// What the claim was bound to is gone.
     VolumeLost,
+    // Validated (ModelDeployment)
+    /// The validation of this version ended well.
+    ValidationSucceeded,
+    /// There is no script to validate it with.
+    ValidationNotAsked,
+    /// The validation is under way.
+    Validating,
+    /// The validation failed; the message says how. What served before goes on.
+    ValidationFailed,
+    /// The validation has waited for a node for too long; the message says why it gets none.
+    ValidationNotPlaced,
     // Applied (AutoNodeLabeler)
     /// The labels are on every matching node.
     LabelsApplied,

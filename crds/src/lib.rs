@@ -6,12 +6,14 @@
 //! - [`premlabs`]: the group `premlabs.io/v1alpha1`
 //! - [`youxam`]: the group `model.youxam.com/v1alpha1`
 //! - [`tmforum`]: the group `oda.tmforum.org.oda.tmforum.org/v1beta1`
+//! - [`sathvik`]: the group `mlops.sathvik.dev/v1`
 //! - [`schema`]: what is done to a generated CRD before it is written as YAML
 
 pub mod access;
 pub mod conditions;
 pub mod names;
 pub mod premlabs;
+pub mod sathvik;
 pub mod schema;
 pub mod tmforum;
 pub mod youxam;

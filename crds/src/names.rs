@@ -37,7 +37,7 @@ pub const ALLOW_FROM: &str = "berth.dev/allow-from";
 /// Pod annotation: hash of the engine's configuration files, so that pods are made anew when one changes. Absent without such files.
 pub const CONFIG_HASH: &str = "berth.dev/config-hash";
 
-/// Annotation on an MLModel: a download that failed is tried again when its value changes.
+/// Annotation on an MLModel or a ModelDeployment: a download or a validation that failed is tried again when its value changes.
 pub const RETRY: &str = "berth.dev/retry";
 /// Annotation on the volume and the Job of an MLModel: hash of what is downloaded there and how the volume was asked for.
 pub const MODEL_SOURCE: &str = "berth.dev/model-source";
@@ -45,6 +45,12 @@ pub const MODEL_SOURCE: &str = "berth.dev/model-source";
 pub const MODEL_DOWNLOADED: &str = "berth.dev/model-downloaded";
 /// Annotation on the volume of an MLModel whose download failed: why. It outlives the Job.
 pub const MODEL_DOWNLOAD_FAILED: &str = "berth.dev/model-download-failed";
+
+/// Annotation on the Job of a ModelDeployment: hash of what is validated.
+pub const REVISION: &str = "berth.dev/revision";
+/// Annotation on the Deployment and the Service of a ModelDeployment: what is served, in JSON, so that it is made again as it was while a
+/// later version has not passed its validation.
+pub const SERVED: &str = "berth.dev/served";
 
 /// Label on every child object (never in a pod template or a selector).
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -89,6 +95,10 @@ pub mod managers {
     pub const MLMODEL: &str = "berth/mlmodel";
     /// Status of MLModels.
     pub const MLMODEL_STATUS: &str = "berth/mlmodel-status";
+    /// Children of ModelDeployments.
+    pub const MODELDEPLOYMENT: &str = "berth/modeldeployment";
+    /// Status of ModelDeployments.
+    pub const MODELDEPLOYMENT_STATUS: &str = "berth/modeldeployment-status";
     /// Status of AutoNodeLabelers.
     pub const AUTONODELABELER_STATUS: &str = "berth/autonodelabeler-status";
 

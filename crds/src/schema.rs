@@ -7,7 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
-use crate::{premlabs, tmforum, youxam};
+use crate::{premlabs, sathvik, tmforum, youxam};
 
 /// Largest CRD that plain `kubectl apply` can keep in its last-applied annotation, in bytes.
 pub const MAX_CRD_BYTES: usize = 256 * 1024;
@@ -20,11 +20,12 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         finish(premlabs::AutoNodeLabeler::crd()),
         finish(youxam::AIModel::crd()),
         finish(tmforum::MLModel::crd()),
+        finish(sathvik::ModelDeployment::crd()),
     ]
 }
 
 /// Embedded core types: property names under which everything is upstream's, so their descriptions go.
-const EMBEDDED: &[&str] = &["template", "env", "resources", "conditions"];
+const EMBEDDED: &[&str] = &["template", "env", "resources", "validateResources", "conditions"];
 
 fn finish(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(&crd).expect("a CRD is plain data");

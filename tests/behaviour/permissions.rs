@@ -398,6 +398,14 @@ const ONLY_SOMETIMES: &[&str] = &[
     "patch oda.tmforum.org.oda.tmforum.org/mlmodels",
     "patch oda.tmforum.org.oda.tmforum.org/mlmodels/status",
     "update oda.tmforum.org.oda.tmforum.org/mlmodels/finalizers",
+    // Of ModelDeployments, which have one too.
+    "create autoscaling/horizontalpodautoscalers",
+    "get autoscaling/horizontalpodautoscalers",
+    "patch autoscaling/horizontalpodautoscalers",
+    "delete autoscaling/horizontalpodautoscalers",
+    "patch mlops.sathvik.dev/modeldeployments",
+    "patch mlops.sathvik.dev/modeldeployments/status",
+    "update mlops.sathvik.dev/modeldeployments/finalizers",
     // Applying an object that is not there yet asks for both rights; the audit log names the first.
     "create apps/deployments",
     "create /services",

@@ -118,6 +118,8 @@ pub struct Cluster {
     pub aimodels: Queue<ObjectKey>,
     /// The same of MLModels.
     pub mlmodels: Queue<ObjectKey>,
+    /// The same of ModelDeployments.
+    pub modeldeployments: Queue<ObjectKey>,
     /// UIDs of pods that are gone: their agent sessions end.
     pub gone_pods: Queue<PodKey>,
 }
@@ -200,6 +202,7 @@ impl Cluster {
             Served::AIDeployment => self.aideployments.push(key),
             Served::AIModel => self.aimodels.push(key),
             Served::MLModel => self.mlmodels.push(key),
+            Served::ModelDeployment => self.modeldeployments.push(key),
         }
     }
 

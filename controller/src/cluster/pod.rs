@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_core::placement::Resources;
 use berth_core::placement::ask::{Ask, Operator, Requirement, Term, Toleration};
 use berth_crds::names;
-use berth_crds::{premlabs, tmforum, youxam};
+use berth_crds::{premlabs, sathvik, tmforum, youxam};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -24,21 +24,35 @@ pub enum Served {
     AIDeployment,
     /// model.youxam.com
     AIModel,
+    /// mlops.sathvik.dev
+    ModelDeployment,
     /// oda.tmforum.org.oda.tmforum.org
     MLModel,
 }
 
 impl Served {
     /// All of them.
-    const ALL: &'static [Served] = &[Self::AIDeployment, Self::AIModel, Self::MLModel];
+    const ALL: &'static [Served] = &[Self::AIDeployment, Self::AIModel, Self::ModelDeployment, Self::MLModel];
 
     /// The name of the object that a pod with these labels says it belongs to.
-    fn name_in<'a>(self, labels: &'a BTreeMap<String, String>, controller: Option<&OwnerReference>) -> Option<&'a str> {
+    fn name_in<'a>(
+        self,
+        labels: &'a BTreeMap<String, String>,
+        controller: Option<&'a OwnerReference>,
+    ) -> Option<&'a str> {
         let label = |key: &str| labels.get(key).map(String::as_str);
         let is_of = |kind: &str| controller.is_some_and(|c| c.kind == kind);
         match self {
             Self::AIDeployment => label(premlabs::keys::AI_DEPLOYMENT),
             Self::AIModel => label(youxam::keys::SELECTOR),
+            // The labels are everybody's; the names of whoever made the pods are not.
+            Self::ModelDeployment if is_of("Job") => {
+                let job = controller.filter(|_| label(sathvik::keys::TYPE) == Some(sathvik::keys::VALIDATION))?;
+                sathvik::keys::of_job(&job.name)
+            }
+            Self::ModelDeployment if is_of("ReplicaSet") => label(sathvik::keys::MODEL)
+                .filter(|name| controller.is_some_and(|c| c.name.starts_with(&sathvik::keys::server(name)))),
+            Self::ModelDeployment => None,
             // The labels are everybody's; the names in them are not.
             Self::MLModel if is_of("Job") => label(tmforum::keys::JOB_NAME).and_then(tmforum::keys::of_job),
             Self::MLModel if is_of("ReplicaSet") => label(tmforum::keys::APP).and_then(tmforum::keys::of_server),

@@ -42,6 +42,8 @@ pub enum Kind {
     PersistentVolumeClaim,
     /// batch/v1
     Job,
+    /// autoscaling/v2
+    HorizontalPodAutoscaler,
     /// v1
     ServiceAccount,
     /// rbac.authorization.k8s.io/v1
@@ -65,6 +67,7 @@ impl Kind {
         Self::ConfigMap,
         Self::PersistentVolumeClaim,
         Self::Job,
+        Self::HorizontalPodAutoscaler,
         Self::ServiceAccount,
         Self::Role,
         Self::RoleBinding,
@@ -81,6 +84,7 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::PersistentVolumeClaim => "PersistentVolumeClaim",
             Self::Job => "Job",
+            Self::HorizontalPodAutoscaler => "HorizontalPodAutoscaler",
             Self::HttpRoute => "HTTPRoute",
             Self::ServiceAccount => "ServiceAccount",
             Self::Role => "Role",
@@ -99,6 +103,7 @@ impl Kind {
             Self::ConfigMap => ("", "v1", "configmaps"),
             Self::PersistentVolumeClaim => ("", "v1", "persistentvolumeclaims"),
             Self::Job => ("batch", "v1", "jobs"),
+            Self::HorizontalPodAutoscaler => ("autoscaling", "v2", "horizontalpodautoscalers"),
             Self::ServiceAccount => ("", "v1", "serviceaccounts"),
             Self::Role => ("rbac.authorization.k8s.io", "v1", "roles"),
             Self::RoleBinding => ("rbac.authorization.k8s.io", "v1", "rolebindings"),

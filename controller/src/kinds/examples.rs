@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap, AutoNodeLabeler};
+use berth_crds::sathvik::ModelDeployment;
 use berth_crds::tmforum::MLModel;
 use berth_crds::youxam::AIModel;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use super::aideployment::fixtures::{defaults, maps, read_with};
 use super::subset::differences;
-use super::{aimodel, aimodelmap, mlmodel};
+use super::{aimodel, aimodelmap, mlmodel, modeldeployment};
 
 fn manifests() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
@@ -81,6 +82,12 @@ fn no_key_is_lost_and_every_spec_is_accepted() {
             "MLModel" => {
                 let object: MLModel = there_and_back(&file, &manifest);
                 let model = mlmodel::fixtures::read(&object).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+                assert_eq!(model.ignored, Vec::<String>::new(), "{file}");
+            }
+            "ModelDeployment" => {
+                let object: ModelDeployment = there_and_back(&file, &manifest);
+                let model =
+                    modeldeployment::fixtures::read(&object).unwrap_or_else(|problems| panic!("{file}: {problems}"));
                 assert_eq!(model.ignored, Vec::<String>::new(), "{file}");
             }
             "AIModel" => {

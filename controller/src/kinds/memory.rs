@@ -20,6 +20,8 @@ pub struct Memory<S> {
     pub status: Option<(String, S)>,
     /// The original operator's last write of a child that the status told of.
     pub contest_told: Option<Timestamp>,
+    /// When the original's finalizer was last taken away.
+    pub finalizer_removed: Option<Timestamp>,
     /// Of each child, what an admission rule changed in the answer to our last apply.
     pub settled: HashMap<(Kind, String), BTreeSet<String>>,
 }
@@ -30,6 +32,7 @@ impl<S> Default for Memory<S> {
             attempts: 0,
             status: None,
             contest_told: None,
+            finalizer_removed: None,
             settled: HashMap::new(),
         }
     }

@@ -27,8 +27,10 @@ mod error;
 mod examples;
 mod gpus;
 mod hands;
+mod jobs;
 mod memory;
 mod mlmodel;
+mod modeldeployment;
 mod pods;
 mod problems;
 mod runtime_classes;
@@ -36,6 +38,7 @@ mod status;
 mod subset;
 mod unreadable;
 mod wakes;
+mod wanted;
 mod watch;
 mod workload;
 
@@ -44,6 +47,7 @@ pub use children::is_older;
 use std::sync::Arc;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap};
+use berth_crds::sathvik::{ModelDeployment, keys};
 use berth_crds::tmforum::MLModel;
 use berth_crds::youxam::AIModel;
 
@@ -61,6 +65,7 @@ pub async fn run(context: Context) {
     let maps_to_look_at = wakes.of::<AIModelMap>();
     let aimodels_to_look_at = wakes.of::<AIModel>();
     let mlmodels_to_look_at = wakes.of::<MLModel>();
+    let modeldeployments_to_look_at = wakes.of::<ModelDeployment>();
 
     let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
     let watch_classes = {
@@ -82,9 +87,13 @@ pub async fn run(context: Context) {
     let watch_autoscalers = {
         let autoscalers = autoscalers.clone();
         let (aideployments, aimodels) = (aideployments_to_look_at.clone(), aimodels_to_look_at.clone());
+        let modeldeployments = modeldeployments_to_look_at.clone();
         let client = context.client.clone();
         async move {
             let tell = |deployment: ObjectKey| {
+                if let Some(name) = keys::of_server(&deployment.1) {
+                    modeldeployments.push((deployment.0.clone(), name.to_owned()));
+                }
                 if let Some(name) = aimodel::of_deployment(&deployment.1) {
                     aimodels.push((deployment.0.clone(), name.to_owned()));
                 }
@@ -113,6 +122,15 @@ pub async fn run(context: Context) {
         runtime_classes.clone(),
         mlmodels_to_look_at,
     );
+    let modeldeployments = modeldeployment::serve::run(
+        context.clone(),
+        modeldeployment::Seen {
+            children: children.clone(),
+            runtime_classes: runtime_classes.clone(),
+            autoscalers: autoscalers.clone(),
+        },
+        modeldeployments_to_look_at,
+    );
     let seen = aideployment::Seen {
         children: children.clone(),
         runtime_classes,
@@ -129,6 +147,7 @@ pub async fn run(context: Context) {
         aimodelmaps,
         aimodels,
         mlmodels,
+        modeldeployments,
         aideployments
     );
 }

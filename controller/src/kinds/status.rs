@@ -2,6 +2,7 @@
 
 use berth_crds::conditions::{Reason, Type};
 use berth_crds::premlabs::{AIDeploymentStatus, AIModelMapStatus};
+use berth_crds::sathvik::ModelDeploymentStatus;
 use berth_crds::tmforum::MLModelStatus;
 use berth_crds::youxam::AIModelStatus;
 use jiff::Timestamp;
@@ -39,6 +40,7 @@ const QUIET: &[Reason] = &[
     Reason::PartiallyPlaced,
     Reason::IgnoredFields,
     Reason::Downloading,
+    Reason::Validating,
     Reason::VolumePending,
 ];
 
@@ -117,6 +119,12 @@ impl Conditioned for AIModelMapStatus {
 }
 
 impl Conditioned for MLModelStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+impl Conditioned for ModelDeploymentStatus {
     fn conditions(&self) -> &[Condition] {
         &self.conditions
     }

@@ -70,6 +70,28 @@ impl Workload {
     }
 }
 
+/// The Deployment controller waits no longer.
+pub fn is_overdue(deployment: &Child) -> bool {
+    let conditions = deployment.object["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Progressing" && c["status"] == "False" && c["reason"] == "ProgressDeadlineExceeded")
+}
+
+/// Reasons of `Available` that do not pass by waiting.
+pub fn is_stuck(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ImagePullBackOff
+            | Reason::CrashLoopBackOff
+            | Reason::OOMKilled
+            | Reason::PodsForbidden
+            | Reason::RuntimeClassMissing
+            | Reason::NotReadyInTime
+    )
+}
+
 /// The node that a pod is bound or pinned to.
 pub fn node_of(pod: &Pod) -> Option<&String> {
     pod.node.as_ref().or(pod.pinned_to.as_ref())

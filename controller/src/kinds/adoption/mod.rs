@@ -53,6 +53,11 @@ const ORIGINALS: &[Original] = &[
         group: "oda.tmforum.org.oda.tmforum.org",
         managers: &["manager"],
     },
+    Original {
+        name: "model-operator",
+        group: "mlops.sathvik.dev",
+        managers: &["manager"],
+    },
 ];
 
 impl Original {

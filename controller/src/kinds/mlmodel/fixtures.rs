@@ -5,13 +5,14 @@ use std::time::Duration;
 use berth_crds::tmforum::MLModel;
 use serde_json::{Value, json};
 
-use super::build::{Children, Wanted, build};
+use super::build::{Children, build};
 use super::fetch::Observed;
 use super::stage::Stage;
 use super::validate::{Defaults, Validated, validate};
 use crate::kinds::children::Child;
 use crate::kinds::problems::Problems;
 use crate::kinds::subset::pruned;
+use crate::kinds::wanted::Wanted;
 
 /// The larger of the original's samples.
 pub const SAMPLE: &str = "

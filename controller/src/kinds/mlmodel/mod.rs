@@ -25,10 +25,8 @@ use berth_crds::tmforum::{MLModel, MLModelStatus, keys};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
-use serde::Serialize;
-use serde_json::Value;
 
-use self::build::{Children as Wants, Wanted, build};
+use self::build::{Children as Wants, build};
 use self::fetch::Observed;
 use self::stage::{Stage, stage};
 use self::status::View;
@@ -41,6 +39,7 @@ use super::error::{Class, Error};
 use super::hands::Hands;
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
+use super::wanted::Wanted;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
@@ -177,10 +176,10 @@ async fn apply(model: &Validated, object: &MLModel, before: &MLModelStatus, room
         service,
     } = build(model, &stage, &observed, room.defaults.ensure_storage);
     let steps = [
-        (Kind::PersistentVolumeClaim, value(claim), &observed.claim),
-        (Kind::Job, value(job), &observed.job),
-        (Kind::Deployment, value(deployment), &observed.deployment),
-        (Kind::Service, value(service), &observed.service),
+        (Kind::PersistentVolumeClaim, claim.value(), &observed.claim),
+        (Kind::Job, job.value(), &observed.job),
+        (Kind::Deployment, deployment.value(), &observed.deployment),
+        (Kind::Service, service.value(), &observed.service),
     ];
     for (kind, wanted, seen) in &steps {
         if let Wanted::Like(object) = wanted {
@@ -220,17 +219,6 @@ async fn left_behind(
     }
     // The claim is taken over, and the rest follows.
     Ok(Stage::Volume)
-}
-
-fn value<T: Serialize>(wanted: Wanted<T>) -> Wanted<Value> {
-    match wanted {
-        Wanted::Like(object) => {
-            let value = serde_json::to_value(object).expect("plain data with text keys always serialises");
-            Wanted::Like(Box::new(value))
-        }
-        Wanted::Left => Wanted::Left,
-        Wanted::Gone => Wanted::Gone,
-    }
 }
 
 /// Writes the status where it changed, and tells of transitions.

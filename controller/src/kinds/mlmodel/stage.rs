@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fetch::Observed;
 use crate::kinds::children::Child;
+use crate::kinds::jobs::outcome;
 
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,9 +77,9 @@ pub fn stage(source: &str, retry: Option<&str>, observed: &Observed) -> Stage {
     let job = observed.job.as_ref();
     match job.map(|job| (job, outcome(job))) {
         Some((_, Some(Ok(())))) => Stage::Downloaded,
-        Some((job, Some(Err(reason)))) => {
+        Some((job, Some(Err(failed)))) => {
             let failure = Failure {
-                message: format!("Job {} failed: {reason}", name(job)),
+                message: format!("Job {} failed: {}", name(job), failed.reason),
                 retry: job.annotation(names::RETRY).map(str::to_owned),
             };
             match failure.is_void(retry) || job.terminating && recorded(claim).is_none() {
@@ -105,22 +106,6 @@ fn recorded(claim: &Child) -> Option<Failure> {
         message: text.to_owned(),
         retry: None,
     }))
-}
-
-/// How a Job ended: whatever made it fail, its condition says so. `None`: it has not.
-fn outcome(job: &Child) -> Option<Result<(), String>> {
-    let status = &job.object["status"];
-    let conditions = status["conditions"].as_array();
-    let condition = |type_: &str| {
-        let mut all = conditions.into_iter().flatten();
-        all.find(|c| c["type"] == type_ && c["status"] == "True")
-    };
-    if let Some(failed) = condition("Failed") {
-        let reason = failed["reason"].as_str().unwrap_or("no reason given");
-        return Some(Err(reason.to_owned()));
-    }
-    let succeeded = status["succeeded"].as_i64().unwrap_or(0) > 0;
-    (succeeded || condition("Complete").is_some()).then_some(Ok(()))
 }
 
 fn name(child: &Child) -> &str {

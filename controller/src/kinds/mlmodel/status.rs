@@ -11,7 +11,7 @@ use super::fetch::Observed;
 use super::stage::{Stage, is_bound};
 use crate::kinds::acceptance::{Acceptance, accepted};
 use crate::kinds::children::Child;
-use crate::kinds::workload::{Sight, Workload, available, placed, trouble};
+use crate::kinds::workload::{Sight, Workload, available, is_overdue, is_stuck, placed, trouble};
 
 /// Values of `phase`, as the original has them.
 pub mod phase {
@@ -70,7 +70,7 @@ pub fn status(view: &View<'_>) -> MLModelStatus {
     let placed = workload.as_ref().filter(|d| d.is_gated).map(|d| placed(&sight, d));
     let waits = placed.as_ref().is_some_and(|p| p.status != Status::True);
     let mut available = available(&sight, workload.as_ref(), waits);
-    if !waits && is_overdue(deployment) && available.reason == Reason::NotReady {
+    if !waits && deployment.is_some_and(is_overdue) && available.reason == Reason::NotReady {
         available.reason = Reason::NotReadyInTime;
         available.message = "the pods run, and none has become ready in time; their logs say why".into();
     }
@@ -199,28 +199,6 @@ pub fn last_try(before: &MLModelStatus, generation: Option<i64>) -> Option<&str>
 /// The script's last words; before them is what curl said.
 fn last_line(message: &str) -> &str {
     message.trim_end().lines().last().unwrap_or_default()
-}
-
-/// The Deployment controller waits no longer.
-fn is_overdue(deployment: Option<&Child>) -> bool {
-    let conditions = deployment.and_then(|d| d.object["status"]["conditions"].as_array());
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Progressing" && c["status"] == "False" && c["reason"] == "ProgressDeadlineExceeded")
-}
-
-/// Reasons of `Available` that do not pass by waiting.
-fn is_stuck(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::ImagePullBackOff
-            | Reason::CrashLoopBackOff
-            | Reason::OOMKilled
-            | Reason::PodsForbidden
-            | Reason::RuntimeClassMissing
-            | Reason::NotReadyInTime
-    )
 }
 
 /// The original's two fields.

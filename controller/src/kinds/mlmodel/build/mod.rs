@@ -20,6 +20,7 @@ use super::fetch::Observed;
 use super::stage::{Failure, Stage, is_bound};
 use super::validate::Validated;
 use crate::kinds::gpus::amount;
+use crate::kinds::wanted::Wanted;
 
 /// Times that the download's pods may fail before the Job does.
 const BACKOFF_LIMIT: i32 = 3;
@@ -37,23 +38,6 @@ pub struct Children {
     pub deployment: Wanted<Deployment>,
     /// Their address.
     pub service: Wanted<Service>,
-}
-
-/// What becomes of a child.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Wanted<T> {
-    /// It is to be like this.
-    Like(Box<T>),
-    /// It stays as it is, and is not made.
-    Left,
-    /// There is to be none.
-    Gone,
-}
-
-impl<T> Wanted<T> {
-    fn like(object: T) -> Self {
-        Self::Like(Box::new(object))
-    }
 }
 
 /// The children as they should be.

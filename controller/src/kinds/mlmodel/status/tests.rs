@@ -2,11 +2,12 @@ use serde_json::json;
 
 use super::*;
 use crate::cluster::{Container, Pod};
-use crate::kinds::mlmodel::build::{Wanted, build};
+use crate::kinds::mlmodel::build::build;
 use crate::kinds::mlmodel::fixtures::{SAVED_MODEL, claim, deployment, job, model, seen, sent};
 use crate::kinds::mlmodel::stage::{Failure, stage};
 use crate::kinds::mlmodel::validate::Validated;
 use crate::kinds::problems::Problems;
+use crate::kinds::wanted::Wanted;
 
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Claims of fixtures are made at midnight.
