@@ -267,7 +267,7 @@ fn reference<K: Kind>((namespace, name): &ObjectKey) -> ReconcileRequest<Guarded
 }
 
 /// The kind's name, as in manifests.
-pub fn kind_of<K: Kind>() -> &'static str {
+pub fn kind_of<K: Resource<DynamicType = ()>>() -> &'static str {
     match K::kind(&()) {
         Cow::Borrowed(name) => name,
         Cow::Owned(_) => "object",

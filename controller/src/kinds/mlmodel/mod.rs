@@ -64,9 +64,7 @@ pub struct Room {
 /// One look at one MLModel: everything goes a step towards its spec, and its status tells how far it is.
 pub async fn reconcile(object: &MLModel, room: &Room) -> Result<(), Error> {
     let key = key_of(object);
-    if object.finalizers().iter().any(|f| f == keys::FINALIZER) {
-        remove_finalizer(object, &key, room).await?;
-    }
+    finalizers::remove(&room.context.client, &room.memories, object, keys::FINALIZER).await?;
     if object.metadata.deletion_timestamp.is_some() {
         // Its children go by their owner reference.
         return Ok(());
@@ -112,21 +110,6 @@ pub async fn reconcile(object: &MLModel, room: &Room) -> Result<(), Error> {
     report(object, &acceptance, model.as_ref(), &before, room).await?;
     room.memories.change(&key, |m| m.contest_told = contest);
     outcome
-}
-
-/// The original's, which nobody is left to take away.
-async fn remove_finalizer(object: &MLModel, key: &ObjectKey, room: &Room) -> Result<(), Error> {
-    let resource = kube::core::ApiResource::erase::<MLModel>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(room.context.client.clone(), &key.0, &resource);
-    let what = ("MLModel", key.0.as_str(), key.1.as_str());
-    if finalizers::remove(&api, what, object, &[keys::FINALIZER]).await? {
-        tracing::info!(
-            namespace = key.0,
-            name = key.1,
-            "the original operator's finalizer was taken away"
-        );
-    }
-    Ok(())
 }
 
 fn observe(key: &ObjectKey, owner: &OwnerReference, room: &Room) -> Observed {

@@ -19,7 +19,6 @@ mod status;
 mod validate;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_crds::names;
 use berth_crds::sathvik::{ModelDeployment, ModelDeploymentStatus, keys};
@@ -49,8 +48,6 @@ use crate::metrics::Validation;
 
 /// Failures of the API server in a row after which the status tells of them: fewer are no news.
 const TRANSIENT_TRIES: u32 = 3;
-/// The original puts its finalizer back at once while it runs: this long it is left alone.
-const FINALIZER_WAIT: Duration = Duration::from_secs(60);
 
 /// What is watched for ModelDeployments besides pods.
 pub struct Seen {
@@ -77,7 +74,7 @@ pub struct Room {
 /// One look at one ModelDeployment: everything goes a step towards its spec, and its status tells how far it is.
 pub async fn reconcile(object: &ModelDeployment, room: &Room) -> Result<(), Error> {
     let key = key_of(object);
-    remove_finalizer(object, &key, room).await?;
+    finalizers::remove(&room.context.client, &room.memories, object, keys::FINALIZER).await?;
     if object.metadata.deletion_timestamp.is_some() {
         // Its children go by their owner reference.
         return Ok(());
@@ -115,33 +112,6 @@ pub async fn reconcile(object: &ModelDeployment, room: &Room) -> Result<(), Erro
     report(object, &acceptance, model.as_ref(), room).await?;
     room.memories.change(&key, |m| m.contest_told = contest);
     outcome
-}
-
-/// The original's. While it runs it puts it back, which is not fought over.
-async fn remove_finalizer(object: &ModelDeployment, key: &ObjectKey, room: &Room) -> Result<(), Error> {
-    if !object.finalizers().iter().any(|f| f == keys::FINALIZER) {
-        return Ok(());
-    }
-    let now = super::status::now();
-    let is_recent = room.memories.get(key).finalizer_removed.is_some_and(|then| {
-        let since: Duration = now.duration_since(then).try_into().unwrap_or_default();
-        since < FINALIZER_WAIT
-    });
-    if is_recent && object.metadata.deletion_timestamp.is_none() {
-        return Ok(());
-    }
-    let resource = kube::core::ApiResource::erase::<ModelDeployment>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(room.context.client.clone(), &key.0, &resource);
-    let what = ("ModelDeployment", key.0.as_str(), key.1.as_str());
-    if finalizers::remove(&api, what, object, &[keys::FINALIZER]).await? {
-        tracing::info!(
-            namespace = key.0,
-            name = key.1,
-            "the original operator's finalizer was taken away"
-        );
-    }
-    room.memories.change(key, |m| m.finalizer_removed = Some(now));
-    Ok(())
 }
 
 fn observe(key: &ObjectKey, owner: &OwnerReference, room: &Room) -> Observed {

@@ -10,9 +10,10 @@ use futures::stream;
 use kube::ResourceExt;
 
 use super::validate::{Defaults, owner, validate};
-use super::{FINALIZER_WAIT, Room, Seen, observe, reconcile, stage, stage_of, status};
+use super::{Room, Seen, observe, reconcile, stage, stage_of, status};
 use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
+use crate::kinds::adoption::finalizers;
 use crate::kinds::error::Error;
 use crate::kinds::memory::Memories;
 use crate::kinds::unreadable;
@@ -79,7 +80,7 @@ impl watch::Room for Room {
     fn again(&self, object: &ModelDeployment) -> Option<Duration> {
         // The watch may show it for a moment after it was taken away: then the look comes for nothing.
         let finalizer = object.finalizers().iter().any(|f| f == keys::FINALIZER);
-        let finalizer = finalizer.then_some(FINALIZER_WAIT);
+        let finalizer = finalizer.then_some(finalizers::PAUSE);
         let model = validate(object, &self.defaults).ok()?;
         let observed = observe(&key_of(object), &owner(object), self);
         let stage = stage_of(&model, &observed, self);
