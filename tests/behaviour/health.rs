@@ -73,6 +73,8 @@ async fn xid(f: Fixture) -> anyhow::Result<()> {
         ready(&f, "cpu-0").await.is_err(),
         "a node without GPUs has no condition"
     );
+    // Times of transition are whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     f.cluster.node("t4-0")?.nvml().change(|state| {
         state.gpus[1].push_xid(79);
         Ok(())
