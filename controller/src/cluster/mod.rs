@@ -118,6 +118,8 @@ pub struct Cluster {
     pub aideployments: Queue<ObjectKey>,
     /// The same of AIModels.
     pub aimodels: Queue<ObjectKey>,
+    /// The same of MLModels.
+    pub mlmodels: Queue<ObjectKey>,
     /// UIDs of pods that are gone: their agent sessions end.
     pub gone_pods: Queue<PodKey>,
 }
@@ -208,6 +210,7 @@ impl Cluster {
         match kind {
             Served::AIDeployment => self.aideployments.push(key),
             Served::AIModel => self.aimodels.push(key),
+            Served::MLModel => self.mlmodels.push(key),
         }
     }
 
