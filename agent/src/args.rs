@@ -25,11 +25,13 @@ pub enum Command {
     Run(Run),
     /// Print the labels of this machine. No cluster is needed.
     Labels(Labels),
+    /// Check the GPUs of this machine. No cluster is needed. Ends with 0: healthy, 1: suspect, 2: unhealthy, 3: cannot be told, 64: wrong usage.
+    Check(Check),
 }
 
-/// Arguments of `labels`.
+/// The machine that the commands without a cluster look at.
 #[derive(Debug, clap::Args)]
-pub struct Labels {
+pub struct Machine {
     /// Exactly this libnvidia-ml.so.1 and no search; repeatable.
     #[arg(long, value_name = "PATH")]
     pub nvml_lib: Vec<PathBuf>,
@@ -39,18 +41,49 @@ pub struct Labels {
     /// Where the host's /sys is.
     #[arg(long, value_name = "DIR", default_value = "/sys")]
     pub sysfs_root: PathBuf,
-    /// Configuration of NVIDIA's device plugin, for MIG strategy and sharing. Default: neither.
-    #[arg(long, value_name = "FILE")]
-    pub device_plugin_config: Option<PathBuf>,
-    /// Write nvidia.com/gfd.timestamp too.
-    #[arg(long)]
-    pub timestamp: bool,
     /// The berth-probe to ask NVML with. Default: the one beside this program.
     #[arg(long, value_name = "PATH", env = "BERTH_PROBE")]
     pub probe: Option<PathBuf>,
     /// How long to wait for NVML.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "15")]
     pub deadline: Duration,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// What to look at.
+    #[command(flatten)]
+    pub machine: Machine,
+    /// The kernel's log, for the XIDs since the driver was loaded. Without the right to read it they are missing.
+    #[arg(long, value_name = "PATH", default_value = "/dev/kmsg")]
+    pub kernel_log: PathBuf,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t = CheckOutput::Table)]
+    pub output: CheckOutput,
+}
+
+/// Formats of `check`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckOutput {
+    /// For people.
+    Table,
+    /// One object, GPUs with their checks in it.
+    Json,
+}
+
+/// Arguments of `labels`.
+#[derive(Debug, clap::Args)]
+pub struct Labels {
+    /// What to look at.
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Configuration of NVIDIA's device plugin, for MIG strategy and sharing. Default: neither.
+    #[arg(long, value_name = "FILE")]
+    pub device_plugin_config: Option<PathBuf>,
+    /// Write nvidia.com/gfd.timestamp too.
+    #[arg(long)]
+    pub timestamp: bool,
     /// Format.
     #[arg(short, long, value_enum, default_value_t = Output::Json)]
     pub output: Output,

@@ -8,29 +8,20 @@
 //! NVML is called in the probe here as well: a driver that hangs costs the deadline, and the labels are then those of PCI.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::DirBuilder;
 use std::io::Write as _;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
 use berth_core::facts::{NodeFacts, NvmlState};
 use berth_core::labels::{self, Settings, device_plugin};
-use tokio::net::UnixStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::args::{Labels, Output};
 use crate::facts::Facts;
+use crate::own_probe::OwnProbe;
 use crate::probe::Probe;
 use crate::sysfs;
-
-/// Pause between two looks for the probe's socket.
-const LOOK: Duration = Duration::from_millis(5);
-/// How long a probe that was killed is waited for. One that is stuck in the kernel goes when the kernel lets it.
-const REAP: Duration = Duration::from_millis(200);
 
 /// Prints or writes the labels. What cannot be read is a note on stderr, and missing from the labels.
 pub async fn run(args: Labels) -> anyhow::Result<()> {
@@ -64,7 +55,7 @@ fn settings(args: &Labels) -> anyhow::Result<Settings> {
 async fn read(args: &Labels) -> NodeFacts {
     let started = Instant::now();
     let mut facts = Facts::default();
-    facts.on_sysfs(sysfs::scan(&args.sysfs_root));
+    facts.on_sysfs(sysfs::scan(&args.machine.sysfs_root));
     if let Err(note) = ask_probe(args, &mut facts, started).await {
         eprintln!("berth-agent: {note:#}; the labels are those that need no NVIDIA driver");
     }
@@ -72,13 +63,13 @@ async fn read(args: &Labels) -> NodeFacts {
 }
 
 async fn ask_probe(args: &Labels, facts: &mut Facts, started: Instant) -> anyhow::Result<()> {
-    let mut own = OwnProbe::start(args)?;
-    let answer = timeout(args.deadline, async {
+    let mut own = OwnProbe::start(&args.machine, None)?;
+    let answer = timeout(args.machine.deadline, async {
         own.is_listening().await?;
         Probe::new(own.socket()).inventory().await.map_err(anyhow::Error::from)
     })
     .await
-    .with_context(|| format!("the probe did not answer within {} s", args.deadline.as_secs()))??;
+    .with_context(|| format!("the probe did not answer within {} s", args.machine.deadline.as_secs()))??;
     let (inventory, vgpus) = answer.found;
     facts.on_vgpus(vgpus);
     if answer.status.state != NvmlState::Ready {
@@ -86,89 +77,6 @@ async fn ask_probe(args: &Labels, facts: &mut Facts, started: Instant) -> anyhow
     }
     facts.on_inventory(inventory, started.elapsed());
     Ok(())
-}
-
-/// A probe that lives as long as this.
-struct OwnProbe {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl OwnProbe {
-    fn start(args: &Labels) -> anyhow::Result<Self> {
-        let program = match &args.probe {
-            Some(program) => program.clone(),
-            None => {
-                let own = std::env::current_exe().context("finding this program's folder")?;
-                own.with_file_name("berth-probe")
-            }
-        };
-        let folder = std::env::temp_dir().join(format!(
-            "berth-labels-{}-{:x}",
-            std::process::id(),
-            rand::random::<u64>()
-        ));
-        // Nobody else may ask it, or be it.
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("making {}", folder.display()))?;
-        let option = |name: &str, value: &Path| {
-            let mut option = OsString::from(format!("--{name}="));
-            option.push(value);
-            option
-        };
-        let spawned = Command::new(&program)
-            .args(["serve", "--until-stdin-ends", "--log-level=error"])
-            .arg(option("socket", &socket_in(&folder)))
-            .arg(option("sysfs-root", &args.sysfs_root))
-            .args(args.nvml_lib.iter().map(|path| option("nvml-lib", path)))
-            .args(args.driver_root.iter().map(|path| option("driver-root", path)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn();
-        match spawned {
-            Ok(child) => Ok(Self { child, folder }),
-            Err(error) => {
-                let _ = std::fs::remove_dir_all(&folder);
-                Err(error).with_context(|| format!("starting {}", program.display()))
-            }
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        socket_in(&self.folder)
-    }
-
-    fn has_ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
-    }
-
-    async fn is_listening(&mut self) -> anyhow::Result<()> {
-        // The file is there a little before anybody listens.
-        while UnixStream::connect(self.socket()).await.is_err() {
-            if let Some(status) = self.has_ended() {
-                anyhow::bail!("the probe ended before it listened ({status})");
-            }
-            sleep(LOOK).await;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for OwnProbe {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let killed = Instant::now();
-        while self.has_ended().is_none() && killed.elapsed() < REAP {
-            std::thread::sleep(LOOK);
-        }
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn socket_in(folder: &Path) -> PathBuf {
-    folder.join("probe.sock")
 }
 
 fn render(labels: &BTreeMap<String, String>, output: Output) -> String {

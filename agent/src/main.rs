@@ -10,6 +10,7 @@
 
 mod args;
 mod backoff;
+mod check;
 mod dead_band;
 mod facts;
 mod http;
@@ -17,6 +18,7 @@ mod labels;
 mod link;
 mod metrics;
 mod observer;
+mod own_probe;
 mod picture;
 mod probe;
 mod ring;
@@ -24,6 +26,7 @@ mod session;
 mod sysfs;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -37,8 +40,20 @@ use crate::args::{Args, Command, Run};
 use crate::metrics::Metrics;
 use crate::picture::Picture;
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().command {
+/// `EX_USAGE`: the codes from 0 on are verdicts of `check`.
+const WRONG_USAGE: u8 = 64;
+/// `check` could not tell.
+const CANNOT_TELL: u8 = 3;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            error.print().context("writing the usage")?;
+            return Ok(ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 }));
+        }
+    };
+    match args.command {
         Command::Run(args) => {
             let rust_log = std::env::var("RUST_LOG").ok();
             let lines = tracing_subscriber::fmt::layer()
@@ -48,13 +63,17 @@ fn main() -> anyhow::Result<()> {
                 .with(lines)
                 .with(args::log_filter(rust_log.as_deref(), args.log_level))
                 .init();
-            on_one_thread(run(args))
+            on_one_thread(run(args)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Labels(args) => on_one_thread(labels::run(args)),
+        Command::Labels(args) => on_one_thread(labels::run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => Ok(on_one_thread(check::run(args)).unwrap_or_else(|error| {
+            eprintln!("berth-agent: {error:#}");
+            ExitCode::from(CANNOT_TELL)
+        })),
     }
 }
 
-fn on_one_thread(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn on_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         // Name look-ups alone run there, one at a time.
         .max_blocking_threads(1)

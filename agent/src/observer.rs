@@ -1,11 +1,11 @@
-//! Keeps the picture up to date: a scan of sysfs, and three conversations with the probe that do not wait for each other, so that an XID
+//! Keeps the picture up to date: a scan of sysfs, and four conversations with the probe that do not wait for each other, so that an XID
 //! gets through while a reading hangs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{NvmlState, NvmlStatus, Vgpu};
+use berth_core::facts::{NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
@@ -25,6 +25,12 @@ const RECONNECT: Duration = Duration::from_millis(500);
 const INVENTORY: Duration = Duration::from_secs(60);
 /// The same while NVML is not ready.
 const INVENTORY_NOT_READY: Duration = Duration::from_secs(5);
+/// What changes slowly is read this often, and after each event.
+const CHECKS: Duration = Duration::from_secs(15);
+/// Events come in bursts, and the driver takes a moment to make up its mind.
+const AFTER_EVENT: Duration = Duration::from_millis(200);
+/// The infoROM's checksum takes the driver long.
+const SLOW_CHECKS: Duration = Duration::from_secs(3600);
 /// Readings are taken this often unless the controller says otherwise.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// What the controller may say.
@@ -63,6 +69,8 @@ struct Observer {
     metrics: Arc<Metrics>,
     /// Asks for an inventory.
     look: Arc<Notify>,
+    /// Asks for the slow readings.
+    recheck: Arc<Notify>,
 }
 
 /// Starts all of it, and waits a moment for the first scan of sysfs, so that the picture is not empty.
@@ -72,6 +80,7 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
         picture,
         metrics,
         look: Arc::default(),
+        recheck: Arc::default(),
     };
     let handle = Handle {
         interval: watch::Sender::new(SAMPLE),
@@ -85,6 +94,7 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
     tokio::spawn(observer.clone().follow_events(handle.released.subscribe()));
     tokio::spawn(observer.clone().follow_inventory());
     tokio::spawn(observer.clone().follow_readings(handle.interval.subscribe()));
+    tokio::spawn(observer.clone().follow_checks());
     tokio::spawn(observer.obey(handle.released.subscribe()));
     handle
 }
@@ -165,10 +175,15 @@ impl Observer {
                 Told::Event(event) => {
                     tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
                     self.picture.update(|state, revision, now| {
+                        // Both reports of one fault count for health: the second may tell more.
                         state.tracker.on_event(&event);
-                        state.ring.push(event, now);
-                        revision.events += 1;
+                        if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
+                            state.ring.push(event, now);
+                            revision.events += 1;
+                        }
                     });
+                    // The driver may ask for something, or errors were counted.
+                    self.recheck.notify_one();
                 }
             }
         }
@@ -232,6 +247,42 @@ impl Observer {
         }
     }
 
+    async fn follow_checks(self) {
+        let mut revision = self.picture.follow();
+        let mut slow_at = Duration::ZERO;
+        loop {
+            while !self.picture.read(|state| state.facts.nvml().state == NvmlState::Ready) {
+                // Another driver, perhaps another card.
+                slow_at = Duration::ZERO;
+                if revision.changed().await.is_err() {
+                    return;
+                }
+            }
+            let slow = self.picture.now() >= slow_at;
+            match self.probe.checks(slow).await {
+                Ok(Some(answer)) => {
+                    self.on_stuck_calls(answer.stuck_calls);
+                    if answer.status.state == NvmlState::Ready {
+                        if slow {
+                            slow_at = self.picture.now() + SLOW_CHECKS;
+                        }
+                        self.picture
+                            .update(|state, _, now| state.tracker.on_checks(answer.found, now));
+                    } else {
+                        self.on_state(answer.status);
+                    }
+                }
+                // During an upgrade: the probe knows no more.
+                Ok(None) => {}
+                Err(why) => self.on_state(why.status()),
+            }
+            tokio::select! {
+                () = sleep(CHECKS) => {}
+                () = self.recheck.notified() => sleep(AFTER_EVENT).await,
+            }
+        }
+    }
+
     async fn read(&self) {
         match self.probe.sample().await {
             Ok(answer) => self.on_readings(answer),
@@ -255,6 +306,8 @@ impl Observer {
                 .into_iter()
                 .map(|s| (s.uuid.clone(), (s, now)))
                 .collect();
+            let samples = state.samples.values().map(|(sample, _)| sample);
+            state.tracker.on_samples(samples, now);
             revision.samples += 1;
         });
     }

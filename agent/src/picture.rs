@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{GpuSample, NodeFacts};
-use berth_core::health::{GpuHealth, NodeHealth, Tracker};
+use berth_core::health::{GpuHealth, NodeHealth, Recent, Tracker};
 use tokio::sync::watch;
 
 use crate::facts::Facts;
@@ -43,6 +43,8 @@ pub struct State {
     pub tracker: Tracker,
     /// Events not yet acknowledged.
     pub ring: Ring,
+    /// Events of the last moments: what two sources tell of counts once.
+    pub recent: Recent,
     /// Readings by UUID, with the time they came in; they had an age by then. Empty while NVML is away.
     pub samples: BTreeMap<String, (GpuSample, Duration)>,
     /// Calls that the probe left behind.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Vgpu};
+use berth_core::facts::{GpuChecks, GpuEvent, GpuSample, NvmlState, NvmlStatus, Vgpu};
 use berth_proto::convert::{Malformed, nvml_status};
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
@@ -140,6 +140,21 @@ impl Probe {
             },
             stuck_calls: reply.stuck_calls,
         })
+    }
+
+    /// What the health checks read; `slow`: also what takes long. `Ok(None)`: the probe is older than that.
+    pub async fn checks(&self, slow: bool) -> Result<Option<Answer<Vec<GpuChecks>>>, NoAnswer> {
+        let mut client = self.client.clone();
+        let asked = tokio::time::timeout(DEADLINE, client.checks(wire::ChecksRequest { slow })).await;
+        let reply = match asked.map_err(|_| NoAnswer::Late)? {
+            Err(status) if status.code() == Code::Unimplemented => return Ok(None),
+            reply => reply?.into_inner(),
+        };
+        Ok(Some(Answer {
+            status: nvml_status(reply.state, reply.message),
+            found: reply.gpus.into_iter().map(Into::into).collect(),
+            stuck_calls: reply.stuck_calls,
+        }))
     }
 
     /// Opens the stream of what the probe tells.

@@ -318,6 +318,12 @@ impl probe::probe_server::Probe for SlowProbe {
         }))
     }
 
+    async fn checks(
+        &self,
+        _: tonic::Request<probe::ChecksRequest>,
+    ) -> Result<tonic::Response<probe::ChecksReply>, Status> {
+        Err(Status::unimplemented("as a probe that is older"))
+    }
     async fn sample(&self, _: Request<probe::SampleRequest>) -> Result<Response<probe::SampleReply>, Status> {
         if self.0.swap(false, Ordering::SeqCst) {
             return Err(Status::internal("for the test"));

@@ -76,6 +76,12 @@ pub struct Settings {
     /// The keys of Intel's device plugins.
     #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
     pub intel_labels: KeyFamily,
+    /// The node condition `nvidia.com/GPUReady`.
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
+    pub nvidia_condition: KeyFamily,
+    /// The node condition `amd.com/GPUReady`.
+    #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
+    pub amd_condition: KeyFamily,
     /// ConfigMap that NVIDIA's device plugin reads, for MIG strategy and sharing; absent: neither.
     #[arg(long, value_name = "NAMESPACE/NAME", global = true)]
     pub device_plugin_config: Option<ObjectName>,
@@ -247,7 +253,7 @@ pub enum NodesMode {
     Observe,
 }
 
-/// Whether a family of label keys is written.
+/// Whether a family of label keys, or a condition, is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KeyFamily {
     /// Keys that another manager owns are left to it and reported once.

@@ -300,6 +300,51 @@ pub struct GpuSample {
     pub compute_processes: Option<u32>,
 }
 
+/// What the slow checks read of one GPU. Every reading may be missing on its own: the driver or the part does not have it, or it was not
+/// asked for this time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuChecks {
+    /// `GPU-…`.
+    pub uuid: String,
+    /// What the driver says should be done. Source: field 230.
+    pub recovery_action: Option<u32>,
+    /// Uncorrectable ECC errors since the driver was loaded or the GPU was reset. Source: `nvmlDeviceGetTotalEccErrors`.
+    pub ecc_uncorrected_volatile: Option<u64>,
+    /// Uncorrectable SRAM errors passed the vendor's threshold. Source: `nvmlDeviceGetSramEccErrorStatus`.
+    pub sram_threshold_exceeded: Option<bool>,
+    /// Source: `nvmlDeviceGetRemappedRows`; not to be had while MIG instances are active.
+    pub remapped_rows: Option<RemappedRows>,
+    /// Pages retired for either cause (up to Volta and Turing). Source: `nvmlDeviceGetRetiredPages`.
+    pub retired_pages: Option<u32>,
+    /// Pages wait for a reboot to be retired. Source: `nvmlDeviceGetRetiredPagesPendingStatus`.
+    pub retired_pages_pending: Option<bool>,
+    /// Links that are up. Source: `nvmlDeviceGetNvLinkState`; `None`: the part has no NVLink.
+    pub nvlinks_up: Option<u32>,
+    /// CRC errors of all links so far. Source: field 38.
+    pub nvlink_crc_errors: Option<u64>,
+    /// Lanes now. Source: `nvmlDeviceGetCurrPcieLinkWidth`.
+    pub pcie_width: Option<u32>,
+    /// Lanes that GPU and slot can have. Source: `nvmlDeviceGetMaxPcieLinkWidth`.
+    pub pcie_max_width: Option<u32>,
+    /// Replays so far. Source: `nvmlDeviceGetPcieReplayCounter`.
+    pub pcie_replays: Option<u64>,
+    /// The infoROM's checksum holds. Source: `nvmlDeviceValidateInforom`; slow, so asked for rarely.
+    pub inforom_valid: Option<bool>,
+}
+
+/// Rows of a GPU's memory that were remapped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemappedRows {
+    /// For correctable errors.
+    pub correctable: u32,
+    /// For uncorrectable errors.
+    pub uncorrectable: u32,
+    /// A remapping waits for a reset.
+    pub pending: bool,
+    /// A remapping failed.
+    pub failure: bool,
+}
+
 /// A fault as the hardware or the kernel reported it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuEvent {
@@ -311,11 +356,18 @@ pub struct GpuEvent {
     pub pci_address: Option<String>,
     /// Time since it happened.
     pub age: Duration,
-    /// `nvml` or `kmsg`.
+    /// [`SOURCE_NVML`], [`SOURCE_KERNEL_LOG`] or [`SOURCE_KERNEL_LOG_EARLIER`].
     pub source: String,
     /// Text of the source, where it has any.
     pub detail: String,
 }
+
+/// An event of NVML.
+pub const SOURCE_NVML: &str = "nvml";
+/// A line of the kernel log, as it was written.
+pub const SOURCE_KERNEL_LOG: &str = "kmsg";
+/// A line that was in the kernel log before anybody followed it: the GPU may have been reset since.
+pub const SOURCE_KERNEL_LOG_EARLIER: &str = "kmsg-earlier";
 
 /// Kinds of [`GpuEvent`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

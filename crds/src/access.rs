@@ -70,6 +70,13 @@ pub const ACCESS: &[Access] = &[
     row(
         Scope::Cluster,
         "",
+        "nodes/status",
+        &["patch"],
+        "Write the conditions that say whether a node's GPUs are ready.",
+    ),
+    row(
+        Scope::Cluster,
+        "",
         "pods",
         &["list", "watch", "get", "patch", "delete"],
         "Follow who uses which node; pin waiting pods and lift their gate; delete a pinned pod that kube-scheduler refuses; put the leader label on the own pod.",

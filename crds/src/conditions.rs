@@ -201,6 +201,14 @@ reasons! {
     Placed,
     /// Node labels follow the hardware again or another manager owns some of them.
     LabelsOwnedByOthers,
+    /// Another manager owns a condition of a node.
+    ConditionOwnedByOthers,
+    /// Every GPU of a node is ready again.
+    GPUsReady,
+    /// A GPU of a node is not ready.
+    GPUsNotReady,
+    /// Nobody can tell whether a node's GPUs are ready.
+    GPUsUnknown,
 }
 
 /// One condition as a computation result, before times and generation are known.

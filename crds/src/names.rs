@@ -73,6 +73,8 @@ pub mod managers {
     pub const NODES_HARDWARE: &str = "berth/nodes-hardware";
     /// Labels from AutoNodeLabelers; applied only after nodes and rules have synced.
     pub const NODES_RULES: &str = "berth/nodes-rules";
+    /// Readiness conditions of nodes.
+    pub const NODES_HEALTH: &str = "berth/nodes-health";
     /// Pins and gates.
     pub const PLACEMENT: &str = "berth/placement";
     /// Replica counts.

@@ -38,6 +38,9 @@ pub struct Serve {
     /// Where the host's /sys is.
     #[arg(long, value_name = "DIR", default_value = "/sys")]
     pub sysfs_root: PathBuf,
+    /// The kernel's log, /dev/kmsg, to follow for XIDs. Absent: it is not followed.
+    #[arg(long, value_name = "PATH")]
+    pub kernel_log: Option<PathBuf>,
     /// End when standard input does: whoever started this process is gone then.
     #[arg(long)]
     pub until_stdin_ends: bool,

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{NvmlState, NvmlStatus};
+use berth_core::facts::{GpuChecks, NvmlState, NvmlStatus};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::args::Serve;
@@ -45,6 +45,7 @@ pub struct Release {
 enum Command {
     Inventory(oneshot::Sender<Answer<Inventory>>),
     Sample(oneshot::Sender<Answer<Readings>>),
+    Checks(bool, oneshot::Sender<Answer<Vec<GpuChecks>>>),
     Release(oneshot::Sender<Release>),
     Resume(oneshot::Sender<NvmlStatus>),
 }
@@ -76,6 +77,11 @@ impl Handle {
     /// One reading of every GPU.
     pub async fn sample(&self) -> Result<Answer<Readings>, Ending> {
         self.ask(Command::Sample).await
+    }
+
+    /// What the health checks read; `slow`: also what takes long.
+    pub async fn checks(&self, slow: bool) -> Result<Answer<Vec<GpuChecks>>, Ending> {
+        self.ask(|reply| Command::Checks(slow, reply)).await
     }
 
     /// Lets go of the driver and stays away from it.
@@ -165,6 +171,11 @@ impl Keeper {
             // Nobody waits for it any more; do not let a slow driver pile up work.
             Command::Inventory(reply) if reply.is_closed() => {}
             Command::Sample(reply) if reply.is_closed() => {}
+            Command::Checks(_, reply) if reply.is_closed() => {}
+            Command::Checks(slow, reply) => {
+                let found = self.read(move |session, clock| session.checks(slow, clock)).await;
+                let _ = reply.send(self.with_state(found));
+            }
             Command::Inventory(reply) => {
                 let found = self.read(Session::inventory).await;
                 let _ = reply.send(self.with_state(found));

@@ -4,6 +4,8 @@
 //! socket ─► service ─► keeper (one task, owns the state) ─► worker (OS thread) ─► session ─► NVML
 //!              ▲                                               │ registers
 //!              └──────────── feed ◄──────────── watcher (OS thread) ◄── NVML events
+//!                              ▲
+//!                              └──────── kernel_log (OS thread) ◄── /dev/kmsg
 //! ```
 //!
 //! NVML may block in the kernel for ever. So it is called on threads that nobody joins: the keeper waits for each call no longer than its
@@ -14,8 +16,10 @@
 #![allow(unsafe_code)]
 
 mod args;
+mod checks;
 mod feed;
 mod keeper;
+mod kernel_log;
 mod library;
 mod mig;
 mod pace;
@@ -58,6 +62,9 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let feed = feed::Feed::new();
     let keeper = keeper::start(&serve, feed.clone());
+    if let Some(path) = serve.kernel_log.clone() {
+        kernel_log::start(path, feed.clone());
+    }
     let vgpus = vgpu::Vgpus::new(serve.sysfs_root.clone());
     if serve.until_stdin_ends {
         std::thread::spawn(|| {

@@ -120,6 +120,16 @@ impl wire::probe_server::Probe for Service {
         }))
     }
 
+    async fn checks(&self, request: Request<wire::ChecksRequest>) -> Result<Response<wire::ChecksReply>, Status> {
+        let answer = self.keeper.checks(request.into_inner().slow).await?;
+        Ok(Response::new(wire::ChecksReply {
+            state: wire_state(&answer.status),
+            message: answer.status.message,
+            gpus: answer.found.unwrap_or_default().into_iter().map(Into::into).collect(),
+            stuck_calls: answer.stuck_calls,
+        }))
+    }
+
     async fn events(&self, _: Request<wire::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let (unheard, live) = self.feed.listen();
         let live = BroadcastStream::new(live).filter_map(|item| match item {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{Fabric, Gpu, GpuSample, Mig, MigDevice, NvidiaDriver, NvmlState, NvmlStatus};
+use berth_core::facts::{Fabric, Gpu, GpuChecks, GpuSample, Mig, MigDevice, NvidiaDriver, NvmlState, NvmlStatus};
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper::{Device, Nvml};
@@ -15,6 +15,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlReturn_enum_NVML_ERROR_DEPRECATED, nvmlReturn_enum_NVML_ERROR_GPU_NOT_FOUND, nvmlReturn_t,
 };
 
+use crate::checks;
 use crate::mig;
 use crate::worker::CallClock;
 
@@ -147,8 +148,10 @@ fn broken(call: &'static str, error: &NvmlError) -> Broken {
 }
 
 /// Why reading one GPU ended early.
-enum Stop {
+pub(crate) enum Stop {
+    /// The GPU is gone.
     Lost(String),
+    /// NVML is gone.
     Broken(Broken),
 }
 
@@ -195,7 +198,7 @@ fn told<T>(call: &'static str, result: Result<T, NvmlError>) -> Result<Told<T>, 
 }
 
 /// The reading of this moment. Where there is none, an earlier one is no substitute.
-fn reading<T>(call: &'static str, result: Result<T, NvmlError>) -> Result<Option<T>, Stop> {
+pub(crate) fn reading<T>(call: &'static str, result: Result<T, NvmlError>) -> Result<Option<T>, Stop> {
     Ok(told(call, result)?.or_before(None))
 }
 
@@ -326,6 +329,22 @@ impl Session {
         };
         self.driver = Some(driver.clone());
         Ok(driver)
+    }
+
+    /// Reads what the health checks need; `slow`: also what takes long. A GPU that is lost is left out: the samples tell.
+    pub fn checks(&self, slow: bool, clock: &CallClock) -> Result<Vec<GpuChecks>, Broken> {
+        let mut all = Vec::with_capacity(self.gpus.len());
+        for known in &self.gpus {
+            match checks::read(&self.nvml, known.handle, slow, clock) {
+                Ok(checks) => all.push(GpuChecks {
+                    uuid: known.facts.uuid.clone(),
+                    ..checks
+                }),
+                Err(Stop::Lost(message)) => tracing::debug!(uuid = known.facts.uuid, message, "not checked"),
+                Err(Stop::Broken(broken)) => return Err(broken),
+            }
+        }
+        Ok(all)
     }
 
     /// Reads what every GPU is doing.

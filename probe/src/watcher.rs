@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, NvmlState, NvmlStatus};
+use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, NvmlState, NvmlStatus, SOURCE_NVML};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper_sys::bindings::{
@@ -261,7 +261,7 @@ impl Watch {
             uuid,
             pci_address,
             age: Duration::ZERO,
-            source: "nvml".into(),
+            source: SOURCE_NVML.into(),
             detail: String::new(),
         };
         Item::Event(event, Instant::now())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use berth_core::facts;
 use berth_core::health;
 
+use crate::probe::v1 as probe;
 use crate::v1;
 
 /// A message that a peer of this protocol cannot have meant.
@@ -453,6 +454,56 @@ impl From<v1::GpuSample> for facts::GpuSample {
             memory_clock_mhz: s.memory_clock_mhz,
             clocks_event_reasons: s.clocks_event_reasons,
             compute_processes: s.compute_processes,
+        }
+    }
+}
+
+impl From<facts::GpuChecks> for probe::GpuChecks {
+    fn from(c: facts::GpuChecks) -> Self {
+        Self {
+            uuid: c.uuid,
+            recovery_action: c.recovery_action,
+            ecc_uncorrected_volatile: c.ecc_uncorrected_volatile,
+            sram_threshold_exceeded: c.sram_threshold_exceeded,
+            retired_pages: c.retired_pages,
+            retired_pages_pending: c.retired_pages_pending,
+            nvlinks_up: c.nvlinks_up,
+            nvlink_crc_errors: c.nvlink_crc_errors,
+            pcie_width: c.pcie_width,
+            pcie_max_width: c.pcie_max_width,
+            pcie_replays: c.pcie_replays,
+            inforom_valid: c.inforom_valid,
+            remapped_rows: c.remapped_rows.map(|r| probe::RemappedRows {
+                correctable: r.correctable,
+                uncorrectable: r.uncorrectable,
+                pending: r.pending,
+                failure: r.failure,
+            }),
+        }
+    }
+}
+
+impl From<probe::GpuChecks> for facts::GpuChecks {
+    fn from(c: probe::GpuChecks) -> Self {
+        Self {
+            uuid: c.uuid,
+            recovery_action: c.recovery_action,
+            ecc_uncorrected_volatile: c.ecc_uncorrected_volatile,
+            sram_threshold_exceeded: c.sram_threshold_exceeded,
+            retired_pages: c.retired_pages,
+            retired_pages_pending: c.retired_pages_pending,
+            nvlinks_up: c.nvlinks_up,
+            nvlink_crc_errors: c.nvlink_crc_errors,
+            pcie_width: c.pcie_width,
+            pcie_max_width: c.pcie_max_width,
+            pcie_replays: c.pcie_replays,
+            inforom_valid: c.inforom_valid,
+            remapped_rows: c.remapped_rows.map(|r| facts::RemappedRows {
+                correctable: r.correctable,
+                uncorrectable: r.uncorrectable,
+                pending: r.pending,
+                failure: r.failure,
+            }),
         }
     }
 }

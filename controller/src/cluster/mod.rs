@@ -22,7 +22,7 @@ use berth_core::health::NodeHealth;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::{RwLock, RwLockReadGuard};
 
-pub use node::Node;
+pub use node::{Node, NodeCondition};
 #[cfg(test)]
 pub use pod::Scheduling;
 pub use pod::{Container, Pod, PodKey, Served, class_list, compute_capability};
@@ -108,6 +108,8 @@ pub struct Cluster {
     picture: RwLock<Picture>,
     /// Nodes whose hardware labels need a look.
     pub hardware: Queue<String>,
+    /// Nodes whose readiness conditions need a look.
+    pub readiness: Queue<String>,
     /// Set when node labels changed: AutoNodeLabelers need a look.
     pub rules: Queue<()>,
     /// Set when a waiting pod may be placeable now.
@@ -151,7 +153,15 @@ impl Cluster {
             .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers)
             // `berth.dev/paused` came or went.
             || before.as_ref().is_some_and(|b| b.annotations != node.annotations);
-        if labels_changed || before.as_ref().is_none_or(|b| b.uid != node.uid) {
+        let another = before.as_ref().is_none_or(|b| b.uid != node.uid);
+        if another
+            || before
+                .as_ref()
+                .is_some_and(|b| b.conditions != node.conditions || b.annotations != node.annotations)
+        {
+            self.readiness.push(name.clone());
+        }
+        if labels_changed || another {
             self.hardware.push(name);
             self.rules.push(());
         }
@@ -178,6 +188,7 @@ impl Cluster {
         drop(picture);
         // Its labels are forgotten too.
         self.hardware.push(name.to_owned());
+        self.readiness.push(name.to_owned());
         self.rules.push(());
         self.placement.push(());
     }
@@ -288,9 +299,13 @@ impl Cluster {
             AgentChange::Nothing => {}
             AgentChange::Hardware => {
                 self.hardware.push(node.to_owned());
+                self.readiness.push(node.to_owned());
                 self.placement.push(());
             }
-            AgentChange::Live => self.placement.push(()),
+            AgentChange::Live => {
+                self.readiness.push(node.to_owned());
+                self.placement.push(());
+            }
         }
     }
 
@@ -306,6 +321,7 @@ impl Cluster {
             picture.agents.remove(node);
         }
         drop(picture);
+        self.readiness.push(node.to_owned());
         self.placement.push(());
     }
 
@@ -327,7 +343,12 @@ impl Cluster {
 
     /// This process leads from now on.
     pub fn set_leader(&self, now: Instant) {
-        self.picture.write().leader_since = Some(now);
+        let nodes: Vec<String> = {
+            let mut picture = self.picture.write();
+            picture.leader_since = Some(now);
+            picture.nodes.keys().cloned().collect()
+        };
+        nodes.into_iter().for_each(|node| self.readiness.push(node));
         self.placement.push(());
     }
 }
@@ -337,9 +358,9 @@ impl Cluster {
 pub enum AgentChange {
     /// Nothing that anybody decides on.
     Nothing,
-    /// Facts: labels and placement.
+    /// Facts: labels, placement and readiness.
     Hardware,
-    /// Health, samples or the connection: placement.
+    /// Health, samples or the connection: placement and readiness.
     Live,
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_core::placement::Resources;
 use berth_core::placement::node::Taint;
+use berth_crds::access::NODE_CONDITIONS;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -30,6 +31,25 @@ pub struct Node {
     pub unschedulable: bool,
     /// `status.allocatable`.
     pub allocatable: Resources,
+    /// Conditions of the types that are ours to write.
+    pub conditions: Vec<NodeCondition>,
+}
+
+/// One condition of a Node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeCondition {
+    /// Type.
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Reason.
+    pub reason: String,
+    /// Message.
+    pub message: String,
+    /// RFC 3339.
+    pub last_transition: Option<String>,
+    /// Field managers that own it.
+    pub managers: BTreeSet<String>,
 }
 
 impl Node {
@@ -61,6 +81,7 @@ impl Node {
                 .and_then(|s| s.allocatable.as_ref())
                 .map(resources)
                 .unwrap_or_default(),
+            conditions: conditions(node),
         }
     }
 
@@ -83,6 +104,25 @@ impl Node {
             && self.unschedulable == other.unschedulable
             && self.allocatable == other.allocatable
     }
+}
+
+fn conditions(node: &core::Node) -> Vec<NodeCondition> {
+    let all = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ours: Vec<_> = all.filter(|c| NODE_CONDITIONS.contains(&c.type_.as_str())).collect();
+    if ours.is_empty() {
+        return Vec::new();
+    }
+    let mut managers = condition_managers(&node.metadata);
+    ours.into_iter()
+        .map(|c| NodeCondition {
+            type_: c.type_.clone(),
+            status: c.status.clone(),
+            reason: c.reason.clone().unwrap_or_default(),
+            message: c.message.clone().unwrap_or_default(),
+            last_transition: c.last_transition_time.as_ref().map(|t| t.0.to_string()),
+            managers: managers.remove(&c.type_).unwrap_or_default(),
+        })
+        .collect()
 }
 
 fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
@@ -108,6 +148,29 @@ fn label_managers(meta: &ObjectMeta) -> BTreeMap<String, BTreeSet<String>> {
     owners
 }
 
+/// Which managers own which conditions, from `metadata.managedFields`.
+fn condition_managers(meta: &ObjectMeta) -> BTreeMap<String, BTreeSet<String>> {
+    let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in meta.managed_fields.iter().flatten() {
+        let (Some(manager), Some(fields)) = (&entry.manager, &entry.fields_v1) else {
+            continue;
+        };
+        let list = fields
+            .0
+            .pointer("/f:status/f:conditions")
+            .and_then(serde_json::Value::as_object);
+        for key in list.into_iter().flat_map(|l| l.keys()) {
+            let key = key
+                .strip_prefix("k:")
+                .and_then(|k| serde_json::from_str::<serde_json::Value>(k).ok());
+            if let Some(type_) = key.as_ref().and_then(|k| k["type"].as_str()) {
+                owners.entry(type_.to_owned()).or_default().insert(manager.clone());
+            }
+        }
+    }
+    owners
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,5 +187,19 @@ mod tests {
         let slim = Node::from_api(&node);
         assert_eq!(slim.label_managers["a/b"].len(), 2);
         assert_eq!(slim.label_managers["c"].iter().collect::<Vec<_>>(), ["nfd"]);
+    }
+
+    #[test]
+    fn managers_of_conditions_are_read_from_managed_fields() {
+        let node: core::Node = serde_json::from_value(serde_json::json!({"metadata": {"name": "n", "managedFields": [
+            {"manager": "kubelet", "operation": "Update", "fieldsV1": {"f:status": {"f:conditions": {
+                ".": {}, "k:{\"type\":\"Ready\"}": {"f:status": {}}}}}},
+            {"manager": "berth/nodes-health", "operation": "Apply", "fieldsV1": {"f:status": {"f:conditions": {
+                "k:{\"type\":\"nvidia.com/GPUReady\"}": {".": {}, "f:status": {}}}}}},
+        ]}}))
+        .unwrap();
+        let owners = condition_managers(&node.metadata);
+        assert_eq!(owners.len(), 2);
+        assert!(owners["nvidia.com/GPUReady"].contains("berth/nodes-health") && owners["Ready"].contains("kubelet"));
     }
 }

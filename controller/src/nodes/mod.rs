@@ -3,12 +3,15 @@
 //! ```text
 //! cluster.hardware ─► facts ──┬─► core::labels ─► plan (pure: wanted, observed ─► write or leave) ─► write (server-side apply)
 //! device plugin's ConfigMap ──┘
+//! cluster.readiness ─► health ─► condition ─► write (server-side apply on the status)
 //! ```
 //!
 //! Labels follow facts, never the lack of them: an agent that is away changes nothing.
 
+mod condition;
 mod device_plugin;
 mod plan;
+mod readiness;
 mod reports;
 mod write;
 
@@ -39,10 +42,14 @@ pub const WRITERS: usize = 16;
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Follows hardware facts, until the process ends.
+/// Follows hardware facts and health, until the process ends.
 pub async fn run(context: Context) {
     let plugin = DevicePlugin::new(context.settings.device_plugin_config.clone());
-    tokio::join!(plugin.follow(&context), label(&context, &plugin));
+    tokio::join!(
+        plugin.follow(&context),
+        label(&context, &plugin),
+        readiness::run(&context)
+    );
 }
 
 async fn label(context: &Context, plugin: &DevicePlugin) {

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::checks::Row;
 use super::xid::{self, Effect};
 use super::{GpuState, Reason};
-use crate::facts::{GpuEvent, GpuEventKind, NodeFacts, NvmlState, NvmlStatus};
+use crate::facts::{GpuEvent, GpuEventKind, NodeFacts, NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER};
 
-/// Something held against one GPU until it was reset.
+/// Something held against one GPU: an event until it was reset, a check's finding as long as it is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub effect: Effect,
@@ -38,12 +39,55 @@ impl Fault {
                 ),
             },
         };
-        (effect > Effect::Counted).then_some(Self {
+        let mut fault = Self {
             effect,
             reason,
             message,
             age: event.age,
-        })
+        };
+        if event.source == SOURCE_KERNEL_LOG_EARLIER && effect > Effect::Suspect {
+            // A GPU that is still ill shows it in other ways, too; one that was reset since must not stay away for an old line.
+            fault.effect = Effect::Suspect;
+            fault
+                .message
+                .push_str(" (before the kernel log was followed; it may have been done since)");
+        }
+        (effect > Effect::Counted).then_some(fault)
+    }
+
+    /// The worst of the checks, the first of those that are equally bad.
+    pub fn worst(rows: &[Row]) -> Option<Self> {
+        let mut worst: Option<Self> = None;
+        for row in rows {
+            let (Some(effect), Some(reason)) = (row.effect(), row.reason) else {
+                continue;
+            };
+            if worst.as_ref().is_none_or(|w| effect > w.effect) {
+                worst = Some(Self {
+                    effect,
+                    reason,
+                    message: row.message.clone(),
+                    age: Duration::ZERO,
+                });
+            }
+        }
+        worst
+    }
+
+    pub fn is_unhealthy(&self) -> bool {
+        self.effect == Effect::Unhealthy
+    }
+
+    fn assessment(&self) -> Assessment {
+        Assessment {
+            state: match self.effect {
+                Effect::Counted => GpuState::Healthy,
+                Effect::Suspect => GpuState::Suspect,
+                Effect::Unhealthy => GpuState::Unhealthy,
+            },
+            reason: Some(self.reason),
+            message: self.message.clone(),
+        }
     }
 }
 
@@ -55,24 +99,16 @@ pub(super) struct Assessment {
     pub message: String,
 }
 
-/// The worst of `fault` and `nvml` decides; a GPU whose fault was followed by a fresh driver is `recovering`.
-pub(super) fn assess(fault: Option<&Fault>, recovering: bool, nvml: &NvmlStatus) -> Assessment {
-    let held = match fault {
-        Some(f) => Assessment {
-            state: match f.effect {
-                Effect::Counted => GpuState::Healthy,
-                Effect::Suspect => GpuState::Suspect,
-                Effect::Unhealthy => GpuState::Unhealthy,
-            },
-            reason: Some(f.reason),
-            message: f.message.clone(),
-        },
-        None if recovering => Assessment {
+/// The worst of `held` and `nvml` decides; a GPU whose fault was followed by a fresh driver is `recovering`.
+pub(super) fn assess(held: Option<&Fault>, recovering: bool, nvml: &NvmlStatus) -> Assessment {
+    let held = match held {
+        Some(fault) if !recovering || fault.is_unhealthy() => fault.assessment(),
+        Some(_) | None if recovering => Assessment {
             state: GpuState::Verifying,
             reason: Some(Reason::Recovering),
-            message: "the driver was loaded anew after a fault".into(),
+            message: "the cause of a fault is gone; the GPU is being watched".into(),
         },
-        None => Assessment {
+        Some(_) | None => Assessment {
             state: GpuState::Healthy,
             reason: None,
             message: String::new(),
@@ -122,6 +158,25 @@ mod tests {
         NvmlStatus {
             state,
             message: "m".into(),
+        }
+    }
+
+    #[test]
+    fn an_xid_from_before_the_log_was_followed_is_no_more_than_suspect() {
+        let event = |source: &str| GpuEvent {
+            kind: GpuEventKind::Xid(95),
+            uuid: None,
+            pci_address: None,
+            age: Duration::ZERO,
+            source: source.into(),
+            detail: String::new(),
+        };
+        for (source, effect) in [
+            ("nvml", Effect::Unhealthy),
+            ("kmsg", Effect::Unhealthy),
+            ("kmsg-earlier", Effect::Suspect),
+        ] {
+            assert_eq!(Fault::of(&event(source)).map(|f| f.effect), Some(effect), "{source}");
         }
     }
 

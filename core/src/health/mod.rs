@@ -1,17 +1,23 @@
 //! Which GPU may be handed out: verdicts on what the hardware reported.
 //!
 //! ```text
-//! event / reading ─► verdict (table) ─► Healthy → Suspect → Unhealthy → Verifying → Healthy
+//! event ─► xid ─► a fault that stays until a reset ─┐
+//! reading ─► checks ─► a finding while it holds ────┴─► Healthy → Suspect → Unhealthy → Verifying → Healthy
 //! ```
 
 mod assess;
+pub mod checks;
+mod duplicates;
+pub mod kernel_log;
 mod reason;
+mod throttle;
 mod tracker;
 mod xid;
 
 use std::time::Duration;
 
 pub use assess::missing_gpus;
+pub use duplicates::Recent;
 pub use reason::Reason;
 pub use tracker::{Tracker, VERIFY_FOR};
 pub use xid::{Effect, Verdict, verdict};

@@ -27,6 +27,26 @@ pub enum Reason {
     XidUnlisted,
     /// An XID or event that is only counted, or of a kind that is not known.
     XidWarning,
+    /// Uncorrectable SRAM errors passed the vendor's threshold.
+    SramThreshold,
+    /// A row of memory waits to be remapped.
+    RowRemapPending,
+    /// A row of memory could not be remapped.
+    RowRemapFailure,
+    /// Many pages of memory are retired, or some wait to be.
+    RetiredPages,
+    /// The infoROM's checksum does not hold.
+    InforomCorrupted,
+    /// Heat or power held the clocks down.
+    Throttled,
+    /// The PCIe link has fewer lanes than it can have.
+    PcieWidth,
+    /// The PCIe link repeats packets.
+    PcieReplays,
+    /// The GPU is not registered with the NVLink fabric.
+    FabricNotReady,
+    /// An NVLink that was up, or that the other GPUs have, is down.
+    NvLinkDown,
     /// NVML says that the GPU is lost.
     GpuLost,
     /// NVML no longer lists the GPU.
@@ -60,6 +80,16 @@ impl Reason {
             Self::RecoveryAction => "RecoveryAction",
             Self::XidUnlisted => "XidUnlisted",
             Self::XidWarning => "XidWarning",
+            Self::SramThreshold => "SramThreshold",
+            Self::RowRemapPending => "RowRemapPending",
+            Self::RowRemapFailure => "RowRemapFailure",
+            Self::RetiredPages => "RetiredPages",
+            Self::InforomCorrupted => "InforomCorrupted",
+            Self::Throttled => "Throttled",
+            Self::PcieWidth => "PcieWidth",
+            Self::PcieReplays => "PcieReplays",
+            Self::FabricNotReady => "FabricNotReady",
+            Self::NvLinkDown => "NvLinkDown",
             Self::GpuLost => "GpuLost",
             Self::GpuMissing => "GpuMissing",
             Self::GPUDriverHung => "GPUDriverHung",

@@ -1,7 +1,8 @@
 //! Keeps what was seen of every GPU and says where each stands.
 //!
 //! ```text
-//! fault ─► Suspect or Unhealthy ─► (driver loaded anew, or the GPU left NVML's list and came back) ─► Verifying ─► quiet for a while ─► Healthy
+//! fault   ─► Suspect or Unhealthy ─► (driver loaded anew, or the GPU left NVML's list and came back) ─┐
+//! finding ─► Suspect or Unhealthy ─► (the check passes again) ────────────────────────────────────────┴─► Verifying ─► quiet ─► Healthy
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,9 +10,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::assess::{Assessment, Fault, assess, missing_gpus};
+use super::checks::{Observed, Row};
 use super::xid::Effect;
 use super::{GpuHealth, GpuState, NodeHealth, Reason};
-use crate::facts::{Gpu, GpuEvent, GpuEventKind, NodeFacts, NvmlState};
+use crate::facts::{Gpu, GpuChecks, GpuEvent, GpuEventKind, GpuSample, NodeFacts, NvmlState};
 
 /// How long a GPU stays quiet after a fresh driver before it counts as recovered.
 pub const VERIFY_FOR: Duration = Duration::from_secs(10);
@@ -35,6 +37,9 @@ struct Record {
     index: u32,
     pci_address: Option<String>,
     fault: Option<Fault>,
+    observed: Observed,
+    /// The worst that the checks find now.
+    finding: Option<Fault>,
     recovering: bool,
     /// Its own driver binding went away, or it left NVML's list.
     went: bool,
@@ -85,7 +90,7 @@ impl Tracker {
         for event in std::mem::take(&mut self.unplaced) {
             self.on_event(&event);
         }
-        self.settle();
+        self.check();
     }
 
     /// NVML answered that a GPU is lost; `error` is its error's name.
@@ -99,6 +104,70 @@ impl Tracker {
             });
             self.settle();
         }
+    }
+
+    /// What the slow checks read at `now`.
+    pub fn on_checks(&mut self, checks: Vec<GpuChecks>, now: Duration) {
+        for new in checks {
+            if let Some(record) = self.gpus.get_mut(&new.uuid) {
+                // What an XID 154 left open is answered: the driver asks for nothing (any more).
+                let answered = |f: &Fault| f.reason == Reason::RecoveryAction && new.recovery_action == Some(0);
+                if record.fault.as_ref().is_some_and(answered) {
+                    record.clear("the driver asks for nothing any more");
+                }
+                record.observed.on_checks(new, now);
+            }
+        }
+        self.check();
+    }
+
+    /// Readings at `now`.
+    pub fn on_samples<'s>(&mut self, samples: impl IntoIterator<Item = &'s GpuSample>, now: Duration) {
+        let mut changed = false;
+        for sample in samples {
+            if let (Some(record), Some(reasons)) = (self.gpus.get_mut(&sample.uuid), sample.clocks_event_reasons) {
+                changed |= record.observed.on_clocks(reasons, now);
+            }
+        }
+        if changed {
+            self.check();
+        }
+    }
+
+    /// What each check says of each GPU that NVML lists, in NVML's order.
+    pub fn rows(&self) -> Vec<(&Gpu, Vec<Row>)> {
+        let listed = self.facts.gpus.iter();
+        listed
+            .filter_map(|gpu| {
+                let record = self.gpus.get(&gpu.uuid)?;
+                Some((gpu, record.observed.rows(gpu, self.links_of_peers(gpu))))
+            })
+            .collect()
+    }
+
+    /// NVLinks of the other GPUs of the same part, at most.
+    fn links_of_peers(&self, gpu: &Gpu) -> u32 {
+        let peers = self
+            .facts
+            .gpus
+            .iter()
+            .filter(|g| g.uuid != gpu.uuid && g.product == gpu.product);
+        let links = peers.filter_map(|g| Some(self.gpus.get(&g.uuid)?.observed.links()));
+        links.max().unwrap_or(0)
+    }
+
+    fn check(&mut self) {
+        let found: Vec<(String, Option<Fault>)> = self
+            .rows()
+            .into_iter()
+            .map(|(gpu, rows)| (gpu.uuid.clone(), Fault::worst(&rows)))
+            .collect();
+        for (uuid, finding) in found {
+            if let Some(record) = self.gpus.get_mut(&uuid) {
+                record.find(finding);
+            }
+        }
+        self.settle();
     }
 
     /// Health of the node at `now`, which is monotonic since any fixed start and does not go back between calls.
@@ -169,9 +238,9 @@ impl Tracker {
         self.gpus.retain(|uuid, record| {
             if listed.contains(uuid.as_str()) {
                 if driver_went {
-                    record.clear("the driver was loaded anew");
+                    record.reset("the driver was loaded anew");
                 } else if record.went {
-                    record.clear("the GPU was reset");
+                    record.reset("the GPU was reset");
                 }
                 return true;
             }
@@ -192,8 +261,8 @@ impl Tracker {
 
     fn settle(&mut self) {
         for record in self.gpus.values_mut() {
-            let assessment = assess(record.fault.as_ref(), record.recovering, &self.facts.nvml);
-            let age = record.fault.as_ref().map_or(Duration::ZERO, |f| f.age);
+            let assessment = assess(record.held(), record.recovering, &self.facts.nvml);
+            let age = record.held().map_or(Duration::ZERO, |f| f.age);
             match &mut record.standing {
                 Some(standing) if standing.assessment.state == assessment.state => standing.assessment = assessment,
                 standing => {
@@ -218,8 +287,41 @@ impl Record {
         }
     }
 
-    fn clear(&mut self, by: &str) {
+    /// The worse of an event's fault and a check's finding; the fault where they are equally bad.
+    fn held(&self) -> Option<&Fault> {
+        match (&self.fault, &self.finding) {
+            (Some(fault), Some(finding)) if finding.effect > fault.effect => Some(finding),
+            (Some(fault), _) => Some(fault),
+            (None, finding) => finding.as_ref(),
+        }
+    }
+
+    /// What the checks find now.
+    fn find(&mut self, finding: Option<Fault>) {
+        let ill = |f: &Option<Fault>| f.as_ref().is_some_and(Fault::is_unhealthy);
+        if ill(&finding) {
+            self.recovering = false;
+            self.cleared_by = None;
+        } else if ill(&self.finding) && !ill(&self.fault) {
+            self.recovering = true;
+            self.cleared_by = Some("the check passes again".into());
+        }
+        self.finding = finding;
+    }
+
+    /// The GPU was reset: what was held against it is gone, and its counters start anew.
+    fn reset(&mut self, by: &str) {
         self.went = false;
+        self.observed = Observed::default();
+        let finding = self.finding.take();
+        if finding.is_some_and(|f| f.is_unhealthy()) {
+            self.recovering = true;
+            self.cleared_by = Some(by.to_owned());
+        }
+        self.clear(by);
+    }
+
+    fn clear(&mut self, by: &str) {
         if self.fault.take().is_some() {
             self.recovering = true;
             self.cleared_by = Some(by.to_owned());
@@ -241,6 +343,12 @@ impl Record {
         let assessment = &standing.assessment;
         if assessment.state == GpuState::Verifying && since >= VERIFY_FOR {
             health.since = since - VERIFY_FOR;
+            // What is worth watching still is.
+            if let Some(finding) = &self.finding {
+                health.state = GpuState::Suspect;
+                health.reason = finding.reason.to_string();
+                health.message.clone_from(&finding.message);
+            }
             return health;
         }
         health.state = assessment.state;
@@ -362,6 +470,95 @@ mod tests {
         tracker.on_event(&xid(95, Some(0)));
         tracker.on_event(&xid(171, Some(0)));
         assert_eq!(states(&tracker, 1)[0], (GpuState::Unhealthy, "ResetRequired".into()));
+    }
+
+    fn checks(gpu: u32, change: impl FnOnce(&mut GpuChecks)) -> Vec<GpuChecks> {
+        let mut checks = GpuChecks {
+            uuid: format!("GPU-{gpu}"),
+            ..GpuChecks::default()
+        };
+        change(&mut checks);
+        vec![checks]
+    }
+
+    #[test]
+    fn a_finding_holds_while_it_is_there_and_is_verified_after() {
+        use GpuState::*;
+        let s = Duration::from_secs;
+        let mut tracker = ready();
+        tracker.on_checks(checks(1, |c| c.recovery_action = Some(1)), s(1));
+        assert_eq!(
+            states(&tracker, 1),
+            [(Healthy, String::new()), (Unhealthy, "RecoveryAction".into())]
+        );
+        tracker.on_checks(checks(1, |c| c.recovery_action = Some(0)), s(20));
+        assert_eq!(states(&tracker, 20)[1].0, Verifying);
+        assert_eq!(states(&tracker, 31)[1].0, Healthy);
+        assert_eq!(
+            tracker.health(s(31)).gpus[1].cleared_by.as_deref(),
+            Some("the check passes again")
+        );
+        // Something worth watching does not cut the verification short, and shows after it.
+        tracker.on_checks(checks(1, |c| c.inforom_valid = Some(false)), s(40));
+        assert_eq!(states(&tracker, 40)[1], (Unhealthy, "InforomCorrupted".into()));
+        tracker.on_checks(
+            checks(1, |c| {
+                (c.inforom_valid, c.pcie_width, c.pcie_max_width) = (Some(true), Some(8), Some(16))
+            }),
+            s(50),
+        );
+        assert_eq!(states(&tracker, 50)[1].0, Verifying);
+        assert_eq!(states(&tracker, 61)[1], (Suspect, "PcieWidth".into()));
+    }
+
+    #[test]
+    fn no_action_recommended_clears_neither_a_fault_nor_another_finding() {
+        for number in [48, 79, 95] {
+            let mut tracker = ready();
+            tracker.on_event(&xid(number, Some(0)));
+            tracker.on_checks(checks(0, |c| c.recovery_action = Some(0)), Duration::from_secs(1));
+            assert_eq!(states(&tracker, 60)[0].0, GpuState::Unhealthy, "XID {number}");
+        }
+        let mut tracker = ready();
+        tracker.on_lost("GPU-0", "GPU_IS_LOST");
+        tracker.on_checks(checks(0, |c| c.recovery_action = Some(0)), Duration::from_secs(1));
+        assert_eq!(states(&tracker, 60)[0].0, GpuState::Unhealthy);
+        let mut tracker = ready();
+        let double_bit = |c: &mut GpuChecks| (c.recovery_action, c.ecc_uncorrected_volatile) = (Some(0), Some(2));
+        tracker.on_checks(checks(0, double_bit), Duration::from_secs(1));
+        assert_eq!(states(&tracker, 60)[0], (GpuState::Unhealthy, "DoubleBitError".into()));
+        // A driver that was loaded anew starts counting at zero.
+        tracker.on_inventory(&facts(NvmlState::NoDriver, &[0, 1]));
+        tracker.on_inventory(&facts(NvmlState::Ready, &[0, 1]));
+        assert_eq!(states(&tracker, 61)[0].0, GpuState::Verifying);
+        tracker.on_checks(checks(0, double_bit), Duration::from_secs(62));
+        assert_eq!(states(&tracker, 62)[0].0, GpuState::Unhealthy);
+    }
+
+    #[test]
+    fn an_xid_154_without_text_is_answered_by_the_reading() {
+        for (action, state) in [(0, GpuState::Verifying), (4, GpuState::Unhealthy)] {
+            let mut tracker = ready();
+            tracker.on_event(&xid(154, Some(0)));
+            assert_eq!(states(&tracker, 1)[0], (GpuState::Suspect, "RecoveryAction".into()));
+            tracker.on_checks(checks(0, |c| c.recovery_action = Some(action)), Duration::from_secs(1));
+            assert_eq!(states(&tracker, 1)[0].0, state, "{action}");
+        }
+    }
+
+    #[test]
+    fn throttling_is_seen_in_samples() {
+        let mut tracker = ready();
+        for second in 0..400 {
+            let sample = GpuSample {
+                uuid: "GPU-0".into(),
+                clocks_event_reasons: Some(0x40),
+                ..GpuSample::default()
+            };
+            tracker.on_samples([&sample], Duration::from_secs(second));
+        }
+        assert_eq!(states(&tracker, 400)[0], (GpuState::Unhealthy, "Throttled".into()));
+        assert_eq!(states(&tracker, 400)[1].0, GpuState::Healthy);
     }
 
     #[test]

@@ -194,6 +194,47 @@ mod tests {
         assert_eq!(size(Verdict::NvLink5), 7);
     }
 
+    /// Every row of NVIDIA's catalogue, written out number by number.
+    #[test]
+    fn every_xid_of_the_catalogue() {
+        use Effect::*;
+        use Reason as R;
+        #[rustfmt::skip]
+        let rows: &[(&[u64], Verdict, Effect, Reason)] = &[
+            (&[8, 11, 13, 25, 31, 32, 39, 40, 41, 60, 68, 69, 70, 71, 72, 75, 76, 77, 80, 82, 83, 84, 85, 86, 88, 89, 94, 96, 97, 98, 99,
+               100, 101, 102, 103, 104, 105, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135, 139],
+             Verdict::RestartApp, Counted, R::XidWarning),
+            (&[14, 37, 38, 43, 44, 63, 66, 67, 92, 93, 106, 107, 108, 121, 137, 141, 152, 153, 157, 160, 161],
+             Verdict::Ignore, Counted, R::XidWarning),
+            (&[46, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158], Verdict::ResetGpu, Unhealthy, R::ResetRequired),
+            (&[48], Verdict::DoubleBit, Unhealthy, R::DoubleBitError),
+            (&[45], Verdict::Cleanup, Counted, R::XidWarning),
+            (&[54], Verdict::CheckMechanicals, Unhealthy, R::CheckMechanicals),
+            (&[74], Verdict::NvLink, Unhealthy, R::NvLinkError),
+            (&[78, 159], Verdict::UpdateSoftware, Suspect, R::UpdateSoftware),
+            (&[79], Verdict::RestartMachine, Unhealthy, R::FallenOffBus),
+            (&[142], Verdict::ContactSupport, Unhealthy, R::ContactSupport),
+            (&[144, 145, 146, 147, 148, 149, 150], Verdict::NvLink5, Suspect, R::NvLinkError),
+            (&[151], Verdict::RestartVm, Unhealthy, R::RestartVm),
+            (&[154], Verdict::RecoveryAction, Suspect, R::RecoveryAction),
+            // No bucket yet: what the driver recommends decides.
+            (&[162, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172], Verdict::Unlisted, Suspect, R::XidUnlisted),
+        ];
+        let mut listed = std::collections::BTreeSet::new();
+        for (xids, bucket, effect, reason) in rows {
+            for xid in *xids {
+                assert!(listed.insert(*xid), "XID {xid} stands twice");
+                assert_eq!(verdict(*xid), *bucket, "XID {xid}");
+                let (is, why, advice) = verdict(*xid).effect("");
+                assert_eq!((is, why), (*effect, *reason), "XID {xid}");
+                assert_eq!(advice.is_empty(), *effect == Counted, "XID {xid}: {advice}");
+            }
+        }
+        for xid in (0..1000).filter(|xid| !listed.contains(xid)) {
+            assert_eq!(verdict(xid), Verdict::Unlisted, "XID {xid}");
+        }
+    }
+
     #[test]
     fn effects_of_known_xids() {
         for (xid, detail, effect) in [

@@ -1,6 +1,6 @@
 //! The parts that exist: what NVML and PCI say of each.
 
-use crate::state::{Clocks, Driver, Fabric, Gpu, Mig, MigDevice, State, Utilization};
+use crate::state::{Checks, Clocks, Driver, Fabric, Gpu, Mig, MigDevice, State, Utilization};
 
 const MIB: u64 = 1 << 20;
 
@@ -148,6 +148,7 @@ impl Model {
             clocks_event_reasons: Some(0x1),
             processes: Vec::new(),
             recovery_action: None,
+            checks: Checks::default(),
             events: Vec::new(),
         }
     }

@@ -115,6 +115,9 @@ pub struct Gpu {
     /// Value of field 230: 0 none, 1 reset, 2 reboot, 3 drain P2P, 4 drain and reset. Absent: not supported (drivers before R565).
     #[serde(default)]
     pub recovery_action: Option<u32>,
+    /// What the health checks read.
+    #[serde(default)]
+    pub checks: Checks,
     /// Events, each delivered once to every event set that was registered before it was written.
     #[serde(default)]
     pub events: Vec<Event>,
@@ -143,6 +146,66 @@ impl Gpu {
         let id = self.events.iter().map(|e| e.id).max().unwrap_or(0) + 1;
         self.events.push(Event { id, kind });
     }
+}
+
+/// What the health checks read; by default that of a sound GPU with ECC and without NVLink. `null`: NOT_SUPPORTED.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checks {
+    /// Uncorrectable errors since the driver was loaded.
+    pub ecc_uncorrected_volatile: Option<u64>,
+    /// Uncorrectable SRAM errors passed the threshold.
+    pub sram_threshold_exceeded: Option<bool>,
+    /// Remapped rows. Not told while MIG instances are active, whatever it is.
+    pub remapped_rows: Option<RemappedRows>,
+    /// Retired pages; parts with row remapping have none.
+    pub retired_pages: Option<u32>,
+    /// Pages that wait to be retired.
+    pub retired_pages_pending: Option<bool>,
+    /// Whether each NVLink is up.
+    pub nvlinks: Option<Vec<bool>>,
+    /// CRC errors of all NVLinks.
+    pub nvlink_crc_errors: Option<u32>,
+    /// PCIe lanes.
+    pub pcie_width: Option<u32>,
+    /// PCIe lanes that there can be.
+    pub pcie_max_width: Option<u32>,
+    /// PCIe replays.
+    pub pcie_replays: Option<u32>,
+    /// `false`: validating the infoROM answers CORRUPTED_INFOROM.
+    pub inforom_valid: Option<bool>,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self {
+            ecc_uncorrected_volatile: Some(0),
+            sram_threshold_exceeded: Some(false),
+            remapped_rows: Some(RemappedRows::default()),
+            retired_pages: None,
+            retired_pages_pending: None,
+            nvlinks: None,
+            nvlink_crc_errors: None,
+            pcie_width: Some(16),
+            pcie_max_width: Some(16),
+            pcie_replays: Some(0),
+            inforom_valid: Some(true),
+        }
+    }
+}
+
+/// Remapped rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RemappedRows {
+    /// For correctable errors.
+    pub correctable: u32,
+    /// For uncorrectable errors.
+    pub uncorrectable: u32,
+    /// One waits for a reset.
+    pub pending: bool,
+    /// One failed.
+    pub failure: bool,
 }
 
 /// Readings of a GPU that does nothing.

@@ -188,7 +188,8 @@ pub extern "C" fn nvmlDeviceGetGpuFabricInfoV(device: nvmlDevice_t, info: *mut n
 /// NVML's field ids that are answered here.
 mod field {
     pub(super) use nvml_wrapper_sys::bindings::field_id::{
-        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION as RECOVERY_ACTION, NVML_FI_DEV_POWER_INSTANT as POWER_INSTANT,
+        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION as RECOVERY_ACTION,
+        NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL as NVLINK_CRC_ERRORS, NVML_FI_DEV_POWER_INSTANT as POWER_INSTANT,
         NVML_FI_DEV_REMAPPED_COR as REMAPPED_CORRECTABLE, NVML_FI_DEV_REMAPPED_FAILURE as REMAPPED_FAILURE,
         NVML_FI_DEV_REMAPPED_PENDING as REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC as REMAPPED_UNCORRECTABLE,
     };
@@ -206,6 +207,7 @@ pub extern "C" fn nvmlDeviceGetFieldValues(
             let mut answer = take(slot)?;
             let value = match answer.fieldId {
                 field::RECOVERY_ACTION => v.gpu.recovery_action,
+                field::NVLINK_CRC_ERRORS => v.gpu.checks.nvlink_crc_errors,
                 field::POWER_INSTANT => v.gpu.power_mw,
                 field::REMAPPED_CORRECTABLE
                 | field::REMAPPED_UNCORRECTABLE

@@ -6,6 +6,7 @@
 
 mod device;
 mod events;
+mod health;
 mod mig;
 mod readings;
 mod system;
