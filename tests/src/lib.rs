@@ -66,6 +66,12 @@ impl Suite {
         self
     }
 
+    /// With real KEDA in the cluster, and autoscalers that act within seconds.
+    pub fn keda(mut self) -> Self {
+        self.options.keda = true;
+        self
+    }
+
     /// Adds a trial.
     pub fn trial<F>(mut self, name: &'static str, body: impl FnOnce(Arc<Cluster>) -> F + Send + 'static) -> Self
     where
@@ -158,7 +164,8 @@ async fn start(name: &str, options: Options) -> Result<Option<(PathBuf, Cluster,
         }
     };
     let path = state.path().to_path_buf();
-    let progress = Progress::new(berth_local::cluster::STEPS, |line| eprintln!("{line}"));
+    let more = if options.keda { berth_local::keda::STEPS } else { 0 };
+    let progress = Progress::new(berth_local::cluster::STEPS + more, |line| eprintln!("{line}"));
     tokio::select! {
         cluster = Cluster::start(state, Options { progress, ..options }) => Ok(Some((path, cluster?, signals))),
         name = signals.next() => {
