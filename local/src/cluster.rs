@@ -315,6 +315,17 @@ impl Cluster {
         self.kubelet.process(namespace, pod, container)
     }
 
+    /// Containers that start from now on know the API server by this URL: something in between, with [`Self::server_certificate`].
+    pub fn set_api_server_of_pods(&self, url: &str) {
+        self.kubelet.set_api_server(url);
+    }
+
+    /// Certificate and key that clients of this cluster trust on any loopback port.
+    pub fn server_certificate(&self) -> (&Path, &Path) {
+        let pair = &self.control_plane.server_certificate;
+        (&pair.cert, &pair.key)
+    }
+
     /// Forwarders of Services, and host ports of pods.
     pub fn services(&self) -> &Services {
         self.kubelet.services()

@@ -11,6 +11,7 @@
 //! A trial is an async function of the running [`Cluster`]; it fails by returning an error or by panicking. Trials run one after
 //! the other, in order, because they share nodes and objects: each cleans up what would disturb the next, and needs none before it.
 
+pub mod faults;
 mod fixture;
 
 use std::path::PathBuf;

@@ -17,7 +17,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pki::Pki;
+use crate::pki::{Pair, Pki};
 use crate::port::Ports;
 use crate::process::{Launch, Process, Processes};
 use crate::toolchain::{Tool, Toolchain};
@@ -36,6 +36,8 @@ pub struct ControlPlane {
     pub ca: PathBuf,
     /// Who asked for what, for ServiceAccounts of the watched namespace; one JSON object a line.
     pub audit_log: PathBuf,
+    /// What every server presents.
+    pub(crate) server_certificate: Pair,
     /// Certificates for KEDA's servers.
     pub keda_certificates: PathBuf,
     /// In order of start.
@@ -99,6 +101,7 @@ impl ControlPlane {
             server: layout.server(),
             ca: layout.pki.ca.clone(),
             audit_log: layout.audit_log(),
+            server_certificate: layout.pki.server.clone(),
             keda_certificates: layout.pki.keda.clone(),
             processes: vec![etcd, apiserver, manager, scheduler, kwok],
             kubeconfig: layout.kubeconfig,
