@@ -99,18 +99,160 @@ async fn each_write_fails(f: Fixture, scenario: Scenario) -> anyhow::Result<()> 
     f.cluster.set_api_server_of_pods(&url);
     f.restart_controller().await?;
 
-    let (want, calls) = run(&f, &faults, &scenario, None, None).await?;
-    ensure!(!calls.is_empty(), "no write has come through the proxy");
+    let bench = Bench { f, faults, scenario };
+    let plain = bench.run(None, None).await?;
+    ensure!(plain.writes >= bench.scenario.children.len(), "{} writes", plain.writes);
     for fault in Fault::ALL {
-        let mut first = 1;
-        loop {
-            let batch = (first..first + BATCH).map(|n| run(&f, &faults, &scenario, Some((n, fault)), Some(&want)));
-            let runs = try_join_all(batch).await?;
-            if let Some(without) = runs.iter().position(|(_, calls)| calls.len() < first + BATCH) {
-                let _ = without;
+        for first in (1..).step_by(BATCH) {
+            let runs = (first..first + BATCH).map(|n| bench.run(Some((n, fault)), Some(&plain.ends)));
+            if try_join_all(runs).await?.iter().any(|run| !run.has_failed) {
+                ensure!(first + BATCH > plain.writes, "writes were not counted");
+                break;
             }
-            first += BATCH;
         }
     }
     Ok(())
+}
+
+struct Bench {
+    f: Fixture,
+    faults: Faults,
+    scenario: Scenario,
+}
+
+/// What came of one object.
+struct Run {
+    /// After it was made, and after it was changed.
+    ends: [Value; 2],
+    writes: usize,
+    has_failed: bool,
+}
+
+impl Bench {
+    /// Makes and changes the object in a namespace of its own, and waits until it has come to the ends that are wanted.
+    async fn run(&self, fault: Option<(usize, Fault)>, want: Option<&[Value; 2]>) -> anyhow::Result<Run> {
+        let ns = self.f.namespace("faults").await?;
+        self.faults.expect(&ns, fault);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.f.client(), &ns, &self.scenario.resource);
+        let user = PatchParams::apply("user").force().validation_strict();
+        api.patch("it", &user, &Patch::Apply(&self.scenario.made)).await?;
+        let made = self.end(&ns, fault, want.map(|ends| &ends[0])).await?;
+        api.patch("it", &PatchParams::default(), &Patch::Merge(&self.scenario.edit))
+            .await?;
+        let changed = self.end(&ns, fault, want.map(|ends| &ends[1])).await?;
+        let round = self.faults.round(&ns);
+        Ok(Run {
+            ends: [made, changed],
+            writes: round.calls.len(),
+            has_failed: round.has_failed(),
+        })
+    }
+
+    /// Waits until the object is served, and nothing more is written about it.
+    async fn end(&self, ns: &str, fault: Option<(usize, Fault)>, want: Option<&Value>) -> anyhow::Result<Value> {
+        let end = eventually("the object comes to its end", SETTLED, async || {
+            let before = self.faults.round(ns).calls.len();
+            let end = self.look(ns).await?;
+            if let Some(want) = want {
+                ensure!(end == *want, "{}", difference(want, &end));
+            }
+            let conditions = end.pointer("/0/0/status/conditions").context("no conditions")?;
+            let available = json!({"type": "Available", "status": "True"});
+            let holds = |c: &Value| {
+                available
+                    .as_object()
+                    .is_some_and(|a| a.iter().all(|(key, value)| c[key] == *value))
+            };
+            ensure!(
+                conditions.as_array().is_some_and(|all| all.iter().any(holds)),
+                "{conditions}"
+            );
+            tokio::time::sleep(QUIET).await;
+            ensure!(self.faults.round(ns).calls.len() == before, "still writing");
+            ensure!(self.look(ns).await? == end, "still changing");
+            Ok(end)
+        })
+        .await;
+        end.with_context(|| format!("{fault:?} of {:#?}", self.faults.round(ns).calls))
+    }
+
+    /// The object and its children, without what differs from one namespace to another.
+    async fn look(&self, ns: &str) -> anyhow::Result<Value> {
+        let mut all = vec![];
+        for resource in std::iter::once(&self.scenario.resource).chain(&self.scenario.children) {
+            let api: Api<DynamicObject> = Api::namespaced_with(self.f.client(), ns, resource);
+            let mut objects = vec![];
+            for object in api.list(&ListParams::default()).await? {
+                let is_child = !object.metadata.owner_references.clone().unwrap_or_default().is_empty();
+                if is_child || resource == &self.scenario.resource {
+                    objects.push(essence(
+                        serde_json::to_value(object)?,
+                        resource == &self.scenario.resource,
+                    ));
+                }
+            }
+            all.push(Value::Array(objects));
+        }
+        Ok(serde_json::from_str(
+            &Value::Array(all).to_string().replace(ns, "here"),
+        )?)
+    }
+}
+
+/// An object without times, without what is named or counted anew each time, and (but for the owner's) without status.
+fn essence(mut object: Value, is_owner: bool) -> Value {
+    for pointer in ["/metadata/ownerReferences/0", "/metadata", "/spec"] {
+        if let Some(fields) = object.pointer_mut(pointer).and_then(Value::as_object_mut) {
+            for name in [
+                "uid",
+                "resourceVersion",
+                "creationTimestamp",
+                "managedFields",
+                "clusterIP",
+                "clusterIPs",
+            ] {
+                fields.remove(name);
+            }
+        }
+    }
+    for pointer in [
+        "/spec/template/metadata/annotations/last-serviceaccount-update",
+        // Of all that was applied, times and UIDs among it.
+        "/metadata/annotations/berth.dev~1applied",
+    ] {
+        if let Some(value) = object.pointer_mut(pointer) {
+            *value = Value::Null;
+        }
+    }
+    if is_owner {
+        forget(&mut object["status"], &["lastTransitionTime", "pod"]);
+    } else {
+        object["status"] = Value::Null;
+    }
+    object
+}
+
+fn forget(value: &mut Value, names: &[&str]) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !names.contains(&name.as_str()));
+            fields.values_mut().for_each(|value| forget(value, names));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| forget(value, names)),
+        _ => {}
+    }
+}
+
+/// Where two values differ first.
+fn difference(want: &Value, is: &Value) -> String {
+    let (want, is) = (format!("{want:#}"), format!("{is:#}"));
+    let lines = want
+        .lines()
+        .zip(is.lines())
+        .enumerate()
+        .find(|(_, (want, is))| want != is);
+    match lines {
+        Some((line, (want, is))) => format!("line {line}: {} in place of {}", is.trim(), want.trim()),
+        None => format!("{} lines in place of {}", is.lines().count(), want.lines().count()),
+    }
 }
