@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 /// How a call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// 503, and nothing was done.
+    /// 500, and nothing was done. (503 the client itself tries again.)
     Refused,
     /// The connection breaks before anything was done.
     Broken,
@@ -127,7 +127,7 @@ impl Faults {
 async fn forward(State(faults): State<Faults>, request: Request) -> Response {
     let fault = faults.count(request.method(), request.uri().path());
     match fault {
-        Some(Fault::Refused) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Some(Fault::Refused) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Some(Fault::Broken) => return cut_off(StatusCode::OK),
         Some(Fault::Lost) | None => {}
     }
