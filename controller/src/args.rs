@@ -104,6 +104,39 @@ pub struct Settings {
     /// Where AIModels get their requests from.
     #[command(flatten)]
     pub pulsar: Pulsar,
+    /// How MLModels are downloaded and served.
+    #[command(flatten)]
+    pub mlmodels: MlModels,
+}
+
+/// What an installation sets for MLModels.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct MlModels {
+    /// Image that downloads: with a POSIX shell at /bin/sh, curl with CA certificates, and the tools of busybox.
+    #[arg(
+        long = "mlmodel-download-image",
+        default_value = "docker.io/curlimages/curl:8.11.1",
+        global = true
+    )]
+    pub download_image: String,
+    /// Image of a framework's server where the spec names none: `<framework>=<image>`. Repeatable.
+    #[arg(long = "mlmodel-image", value_parser = framework_image, global = true)]
+    pub images: Vec<(String, String)>,
+    /// No download before the volume is bound. With volumes that wait for their first consumer nothing is ever downloaded then.
+    #[arg(
+        long = "mlmodel-ensure-storage",
+        env = "ENSURE_STORAGE_AVAILABILITY",
+        value_parser = boolish,
+        default_value = "false",
+        global = true
+    )]
+    pub ensure_storage: bool,
+    /// Seconds after which a volume that is not bound makes an MLModel Failed, until it is.
+    #[arg(long = "mlmodel-storage-timeout-seconds", default_value_t = 600, global = true)]
+    pub storage_timeout_seconds: u64,
+    /// Seconds that the servers of an MLModel may take to get ready, before it is Failed until they are. Absent: 600, Kubernetes' own.
+    #[arg(long = "mlmodel-start-timeout-seconds", value_parser = clap::value_parser!(i32).range(1..), global = true)]
+    pub start_timeout_seconds: Option<i32>,
 }
 
 /// Pulsar, for AIModels. The variables are those of the original operator; one that is set to nothing counts as set.
@@ -224,6 +257,25 @@ fn engine_image(s: &str) -> Result<(String, Image), String> {
     match engine.is_empty() || has_blank || image == Image::default() || tag == Some("") {
         true => Err(wrong()),
         false => Ok((engine.to_owned(), image)),
+    }
+}
+
+fn framework_image(s: &str) -> Result<(String, String), String> {
+    let parts = s
+        .split_once('=')
+        .map(|(framework, image)| (framework.trim().to_ascii_lowercase(), image.trim()));
+    match parts {
+        Some((framework, image)) if !framework.is_empty() && !image.is_empty() => Ok((framework, image.to_owned())),
+        _ => Err(format!("{s:?} is not <framework>=<image>")),
+    }
+}
+
+/// As Go reads it, like the original.
+fn boolish(s: &str) -> Result<bool, String> {
+    match s {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err(format!("{other:?} is neither true nor false")),
     }
 }
 

@@ -49,10 +49,13 @@ const fn row(
 
 const PREMLABS: &str = "premlabs.io";
 const YOUXAM: &str = "model.youxam.com";
+const TMFORUM: &str = "oda.tmforum.org.oda.tmforum.org";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const KEDA: &str = "keda.sh";
 /// Children go with their owner; only one that is no longer wanted has to be deleted. Applying a new object asks for both of the last.
 const CHILD: &[&str] = &["list", "watch", "get", "create", "patch"];
+/// Children that one edit makes and another takes away.
+const PRUNED_CHILD: &[&str] = &["list", "watch", "get", "create", "patch", "delete"];
 
 /// Everything that the controller does on the Kubernetes API.
 pub const ACCESS: &[Access] = &[
@@ -74,8 +77,8 @@ pub const ACCESS: &[Access] = &[
         Scope::Cluster,
         "apps",
         "deployments",
-        CHILD,
-        "Children of AIDeployments and AIModels; on uninstall, gates leave the templates and the controller is stopped.",
+        PRUNED_CHILD,
+        "Children of AIDeployments, AIModels and MLModels, which start again without them; on uninstall, gates leave the templates and the controller is stopped.",
     ),
     row(
         Scope::OwnObject("berth-controller"),
@@ -91,7 +94,27 @@ pub const ACCESS: &[Access] = &[
         &["list", "get", "patch"],
         "On uninstall, take the gate from the current ReplicaSet before the Deployment, so that no pod is made anew.",
     ),
-    row(Scope::Cluster, "", "services", CHILD, "Children of AIDeployments."),
+    row(
+        Scope::Cluster,
+        "",
+        "services",
+        PRUNED_CHILD,
+        "Children of AIDeployments, and of MLModels that are exposed.",
+    ),
+    row(
+        Scope::Cluster,
+        "",
+        "persistentvolumeclaims",
+        PRUNED_CHILD,
+        "Children of MLModels: where the model is.",
+    ),
+    row(
+        Scope::Cluster,
+        "batch",
+        "jobs",
+        PRUNED_CHILD,
+        "Children of MLModels: what downloads the model.",
+    ),
     row(
         Scope::Cluster,
         "networking.k8s.io",
@@ -192,6 +215,24 @@ pub const ACCESS: &[Access] = &[
         &["patch"],
         "Report on it.",
     ),
+    row(
+        Scope::Cluster,
+        TMFORUM,
+        "mlmodels",
+        &["list", "watch", "patch"],
+        "Serve the kind; take away the finalizer that the original operator left.",
+    ),
+    row(Scope::Cluster, TMFORUM, "mlmodels/status", &["patch"], "Report on it."),
+    Access {
+        optional: true,
+        ..row(
+            Scope::Cluster,
+            TMFORUM,
+            "mlmodels/finalizers",
+            &["update"],
+            "Owner references that block deletion; asked for where OwnerReferencesPermissionEnforcement is on.",
+        )
+    },
     row(
         Scope::Cluster,
         YOUXAM,

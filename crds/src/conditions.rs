@@ -20,6 +20,8 @@ pub enum Type {
     ScalingActive,
     /// AIModel: no worker has reported an error since the spec was changed last.
     WorkersHealthy,
+    /// MLModel: the model is on its volume.
+    Downloaded,
 }
 
 impl Type {
@@ -33,6 +35,7 @@ impl Type {
             Self::OnGpu => "OnGPU",
             Self::ScalingActive => "ScalingActive",
             Self::WorkersHealthy => "WorkersHealthy",
+            Self::Downloaded => "Downloaded",
         }
     }
 }
@@ -149,6 +152,23 @@ reasons! {
     NoErrorReported,
     /// A worker reported an error; the message is its own.
     ErrorReported,
+    /// Running for longer than a start may take, and not ready.
+    NotReadyInTime,
+    // Downloaded (MLModel)
+    /// The model is on its volume.
+    DownloadComplete,
+    /// The download is under way.
+    Downloading,
+    /// The download failed; the message says how. It is tried again when the spec or the annotation `berth.dev/retry` changes.
+    DownloadFailed,
+    /// Objects of an earlier spec are being deleted.
+    Restarting,
+    /// The volume is not there yet; the message says why where it is known.
+    VolumePending,
+    /// The volume was not provided in time.
+    VolumeNotBound,
+    /// What the claim was bound to is gone.
+    VolumeLost,
     // Applied (AutoNodeLabeler)
     /// The labels are on every matching node.
     LabelsApplied,

@@ -37,6 +37,15 @@ pub const ALLOW_FROM: &str = "berth.dev/allow-from";
 /// Pod annotation: hash of the engine's configuration files, so that pods are made anew when one changes. Absent without such files.
 pub const CONFIG_HASH: &str = "berth.dev/config-hash";
 
+/// Annotation on an MLModel: a download that failed is tried again when its value changes.
+pub const RETRY: &str = "berth.dev/retry";
+/// Annotation on the volume and the Job of an MLModel: hash of what is downloaded there and how the volume was asked for.
+pub const MODEL_SOURCE: &str = "berth.dev/model-source";
+/// Annotation on the volume of an MLModel that is complete: hash of what was downloaded. It outlives the Job.
+pub const MODEL_DOWNLOADED: &str = "berth.dev/model-downloaded";
+/// Annotation on the volume of an MLModel whose download failed: why. It outlives the Job.
+pub const MODEL_DOWNLOAD_FAILED: &str = "berth.dev/model-download-failed";
+
 /// Label on every child object (never in a pod template or a selector).
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`].
@@ -76,6 +85,10 @@ pub mod managers {
     pub const AIMODEL: &str = "berth/aimodel";
     /// Status of AIModels.
     pub const AIMODEL_STATUS: &str = "berth/aimodel-status";
+    /// Children of MLModels.
+    pub const MLMODEL: &str = "berth/mlmodel";
+    /// Status of MLModels.
+    pub const MLMODEL_STATUS: &str = "berth/mlmodel-status";
     /// Status of AutoNodeLabelers.
     pub const AUTONODELABELER_STATUS: &str = "berth/autonodelabeler-status";
 

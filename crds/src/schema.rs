@@ -7,7 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
-use crate::{premlabs, youxam};
+use crate::{premlabs, tmforum, youxam};
 
 /// Largest CRD that plain `kubectl apply` can keep in its last-applied annotation, in bytes.
 pub const MAX_CRD_BYTES: usize = 256 * 1024;
@@ -19,6 +19,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         finish(premlabs::AIModelMap::crd()),
         finish(premlabs::AutoNodeLabeler::crd()),
         finish(youxam::AIModel::crd()),
+        finish(tmforum::MLModel::crd()),
     ]
 }
 

@@ -11,6 +11,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tar", "tar"),
     ("gzip", "gzip"),
     ("find", "findutils"),
+    ("awk", "mawk"),
+    // Its tools are those of the image that downloads MLModels.
+    ("busybox", "busybox-static"),
 ];
 
 /// Installs what is missing.

@@ -116,6 +116,8 @@ pub struct Cluster {
     pub aideployments: Queue<ObjectKey>,
     /// The same of AIModels.
     pub aimodels: Queue<ObjectKey>,
+    /// The same of MLModels.
+    pub mlmodels: Queue<ObjectKey>,
     /// UIDs of pods that are gone: their agent sessions end.
     pub gone_pods: Queue<PodKey>,
 }
@@ -197,6 +199,7 @@ impl Cluster {
         match kind {
             Served::AIDeployment => self.aideployments.push(key),
             Served::AIModel => self.aimodels.push(key),
+            Served::MLModel => self.mlmodels.push(key),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_core::placement::Resources;
 use berth_core::placement::ask::{Ask, Operator, Requirement, Term, Toleration};
 use berth_crds::names;
-use berth_crds::{premlabs, youxam};
+use berth_crds::{premlabs, tmforum, youxam};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -24,17 +24,25 @@ pub enum Served {
     AIDeployment,
     /// model.youxam.com
     AIModel,
+    /// oda.tmforum.org.oda.tmforum.org
+    MLModel,
 }
 
 impl Served {
     /// All of them.
-    const ALL: &'static [Served] = &[Self::AIDeployment, Self::AIModel];
+    const ALL: &'static [Served] = &[Self::AIDeployment, Self::AIModel, Self::MLModel];
 
-    /// The pod label that names the object.
-    fn label(self) -> &'static str {
+    /// The name of the object that a pod with these labels says it belongs to.
+    fn name_in<'a>(self, labels: &'a BTreeMap<String, String>, controller: Option<&OwnerReference>) -> Option<&'a str> {
+        let label = |key: &str| labels.get(key).map(String::as_str);
+        let is_of = |kind: &str| controller.is_some_and(|c| c.kind == kind);
         match self {
-            Self::AIDeployment => premlabs::keys::AI_DEPLOYMENT,
-            Self::AIModel => youxam::keys::SELECTOR,
+            Self::AIDeployment => label(premlabs::keys::AI_DEPLOYMENT),
+            Self::AIModel => label(youxam::keys::SELECTOR),
+            // The labels are everybody's; the names in them are not.
+            Self::MLModel if is_of("Job") => label(tmforum::keys::JOB_NAME).and_then(tmforum::keys::of_job),
+            Self::MLModel if is_of("ReplicaSet") => label(tmforum::keys::APP).and_then(tmforum::keys::of_server),
+            Self::MLModel => None,
         }
     }
 }
@@ -186,8 +194,8 @@ impl Pod {
     /// The object that the pod's label names.
     pub fn served(&self) -> Option<(Served, ObjectKey)> {
         Served::ALL.iter().find_map(|kind| {
-            let name = self.labels.get(kind.label())?;
-            Some((*kind, (self.namespace.clone(), name.clone())))
+            let name = kind.name_in(&self.labels, self.controller.as_ref())?;
+            Some((*kind, (self.namespace.clone(), name.to_owned())))
         })
     }
 
@@ -220,11 +228,10 @@ fn trouble(status: &core::ContainerStatus) -> Option<Container> {
     let ended = terminated(&status.state).or_else(|| terminated(&status.last_state));
     let (reason, message) = match (waiting, ended) {
         // The container restarts again and again: how it ended says more than that it waits.
-        (Some(w), Some(t))
-            if w.reason.as_deref() == Some("CrashLoopBackOff") && t.reason.as_deref() == Some("OOMKilled") =>
-        {
-            (t.reason, t.message)
-        }
+        (Some(w), Some(t)) if w.reason.as_deref() == Some("CrashLoopBackOff") => match t.reason.as_deref() {
+            Some("OOMKilled") => (t.reason, t.message),
+            _ => (w.reason.clone(), t.message),
+        },
         (Some(w), _) => (w.reason.clone(), w.message.clone()),
         (None, Some(t)) => (t.reason, t.message),
         (None, None) => return None,

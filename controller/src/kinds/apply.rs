@@ -141,6 +141,8 @@ pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<Holder> {
         Some(c) if c.uid == owner.uid => None,
         Some(c) if c.kind == owner.kind && c.name == owner.name => Some(Holder::Earlier),
         Some(c) => Some(Holder::Other(format!("{} {}", c.kind, c.name))),
+        // Some originals own their children without the flag.
+        None if is_owned(owner, seen) => None,
         None if seen.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH)
             && seen.annotation(names::APPLIED).is_some() =>
         {
@@ -150,6 +152,11 @@ pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<Holder> {
             "somebody else: it has no owner reference to this one".into(),
         )),
     }
+}
+
+fn is_owned(owner: &OwnerReference, seen: &Child) -> bool {
+    let references = seen.object["metadata"]["ownerReferences"].as_array();
+    references.into_iter().flatten().any(|r| r["uid"] == owner.uid.as_str())
 }
 
 /// What an apply came to.
@@ -200,6 +207,10 @@ impl Writer<'_> {
                 } else {
                     self.update(now, &seen.uid).await
                 }
+            }
+            // The original took its marks away, so the watch does not show it: to try and create it again would be refused.
+            (Decision::Create, None) if self.terms.contests.is_open(intent.kind, &intent.key()) => {
+                self.claim(intent).await
             }
             (Decision::Create | Decision::Update, _) => match self.create(intent).await {
                 Err(Error::Api { source, .. }) if is_conflict(&source) => self.claim(intent).await,
@@ -453,11 +464,15 @@ mod tests {
         assert_eq!(decided(Some(&seen)), Decision::Taken(Holder::Other("Other m".into())));
         seen.controller = Some(owner("z"));
         assert_eq!(decided(Some(&seen)), Decision::Taken(Holder::Earlier));
-        // Without any owner: ours only with our marks.
+        // Owned without the flag, as some originals do.
         seen.controller = None;
+        let marks = seen.object["metadata"]["labels"].take();
         assert!(!matches!(decided(Some(&seen)), Decision::Taken(_)));
-        seen.object["metadata"]["labels"] = json!({});
+        // Without any owner: ours only with our marks.
+        seen.object["metadata"]["ownerReferences"] = json!([]);
         assert!(matches!(decided(Some(&seen)), Decision::Taken(_)));
+        seen.object["metadata"]["labels"] = marks;
+        assert!(!matches!(decided(Some(&seen)), Decision::Taken(_)));
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub enum Kind {
     /// v1
     ConfigMap,
     /// v1
+    PersistentVolumeClaim,
+    /// batch/v1
+    Job,
+    /// v1
     ServiceAccount,
     /// rbac.authorization.k8s.io/v1
     Role,
@@ -59,6 +63,8 @@ impl Kind {
         Self::Service,
         Self::Ingress,
         Self::ConfigMap,
+        Self::PersistentVolumeClaim,
+        Self::Job,
         Self::ServiceAccount,
         Self::Role,
         Self::RoleBinding,
@@ -73,6 +79,8 @@ impl Kind {
             Self::Service => "Service",
             Self::Ingress => "Ingress",
             Self::ConfigMap => "ConfigMap",
+            Self::PersistentVolumeClaim => "PersistentVolumeClaim",
+            Self::Job => "Job",
             Self::HttpRoute => "HTTPRoute",
             Self::ServiceAccount => "ServiceAccount",
             Self::Role => "Role",
@@ -89,6 +97,8 @@ impl Kind {
             Self::Service => ("", "v1", "services"),
             Self::Ingress => ("networking.k8s.io", "v1", "ingresses"),
             Self::ConfigMap => ("", "v1", "configmaps"),
+            Self::PersistentVolumeClaim => ("", "v1", "persistentvolumeclaims"),
+            Self::Job => ("batch", "v1", "jobs"),
             Self::ServiceAccount => ("", "v1", "serviceaccounts"),
             Self::Role => ("rbac.authorization.k8s.io", "v1", "roles"),
             Self::RoleBinding => ("rbac.authorization.k8s.io", "v1", "rolebindings"),

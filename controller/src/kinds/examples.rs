@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap, AutoNodeLabeler};
+use berth_crds::tmforum::MLModel;
 use berth_crds::youxam::AIModel;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use super::aideployment::fixtures::{defaults, maps, read_with};
 use super::subset::differences;
-use super::{aimodel, aimodelmap};
+use super::{aimodel, aimodelmap, mlmodel};
 
 fn manifests() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
@@ -76,6 +77,11 @@ fn no_key_is_lost_and_every_spec_is_accepted() {
                 let map =
                     aimodelmap::validate::validate(&object).unwrap_or_else(|problems| panic!("{file}: {problems}"));
                 assert_eq!(map.ignored, Vec::<String>::new(), "{file}");
+            }
+            "MLModel" => {
+                let object: MLModel = there_and_back(&file, &manifest);
+                let model = mlmodel::fixtures::read(&object).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+                assert_eq!(model.ignored, Vec::<String>::new(), "{file}");
             }
             "AIModel" => {
                 let object: AIModel = there_and_back(&file, &manifest);

@@ -28,6 +28,7 @@ mod examples;
 mod gpus;
 mod hands;
 mod memory;
+mod mlmodel;
 mod pods;
 mod problems;
 mod runtime_classes;
@@ -43,6 +44,7 @@ pub use children::is_older;
 use std::sync::Arc;
 
 use berth_crds::premlabs::{AIDeployment, AIModelMap};
+use berth_crds::tmforum::MLModel;
 use berth_crds::youxam::AIModel;
 
 use crate::cluster::ObjectKey;
@@ -58,6 +60,7 @@ pub async fn run(context: Context) {
     let aideployments_to_look_at = wakes.of::<AIDeployment>();
     let maps_to_look_at = wakes.of::<AIModelMap>();
     let aimodels_to_look_at = wakes.of::<AIModel>();
+    let mlmodels_to_look_at = wakes.of::<MLModel>();
 
     let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
     let watch_classes = {
@@ -104,6 +107,12 @@ pub async fn run(context: Context) {
         },
         aimodels_to_look_at,
     );
+    let mlmodels = mlmodel::serve::run(
+        context.clone(),
+        children.clone(),
+        runtime_classes.clone(),
+        mlmodels_to_look_at,
+    );
     let seen = aideployment::Seen {
         children: children.clone(),
         runtime_classes,
@@ -119,6 +128,7 @@ pub async fn run(context: Context) {
         labelers,
         aimodelmaps,
         aimodels,
+        mlmodels,
         aideployments
     );
 }

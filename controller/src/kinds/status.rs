@@ -2,6 +2,7 @@
 
 use berth_crds::conditions::{Reason, Type};
 use berth_crds::premlabs::{AIDeploymentStatus, AIModelMapStatus};
+use berth_crds::tmforum::MLModelStatus;
 use berth_crds::youxam::AIModelStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -37,6 +38,8 @@ const QUIET: &[Reason] = &[
     Reason::NoReplicaAvailable,
     Reason::PartiallyPlaced,
     Reason::IgnoredFields,
+    Reason::Downloading,
+    Reason::VolumePending,
 ];
 
 /// The transitions between two lists of conditions. A failed `Accepted` is told again when its message changes: that is another edit.
@@ -108,6 +111,12 @@ impl Conditioned for AIDeploymentStatus {
 }
 
 impl Conditioned for AIModelMapStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+impl Conditioned for MLModelStatus {
     fn conditions(&self) -> &[Condition] {
         &self.conditions
     }

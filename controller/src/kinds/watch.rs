@@ -85,6 +85,11 @@ pub trait Room: Send + Sync + 'static {
     /// Takes news of the objects, before any of them is looked at because of it.
     fn news(&self, _news: News<'_, Self::Object>) {}
 
+    /// When an object is to be looked at again after a look that went well, although nothing changes. `None`: at the heartbeat.
+    fn again(&self, _object: &Self::Object) -> Option<Duration> {
+        None
+    }
+
     /// Tells an object that it cannot be read.
     fn unreadable(&self, _key: &ObjectKey) -> impl Future<Output = Result<(), Error>> + Send {
         std::future::ready(Ok(()))
@@ -227,7 +232,10 @@ fn look<R: Room>(
         };
         room.look(object).await?;
         room.memories().change(&key_of(object), |m| m.attempts = 0);
-        Ok(Action::requeue(HEARTBEAT.mul_f64(1.0 + rand::random::<f64>())))
+        let heartbeat = HEARTBEAT.mul_f64(1.0 + rand::random::<f64>());
+        Ok(Action::requeue(
+            room.again(object).map_or(heartbeat, |again| again.min(heartbeat)),
+        ))
     })
 }
 

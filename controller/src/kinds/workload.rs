@@ -217,7 +217,7 @@ pub fn available(view: &Sight<'_>, deployment: Option<&Workload>, waits_for_node
 
 /// Reason and words for a container that does not run. Words that count seconds or alternate are left out: the status would change with
 /// every try of the kubelet.
-fn trouble(container: &Container) -> (Reason, String) {
+pub fn trouble(container: &Container) -> (Reason, String) {
     let Container { name, reason, message } = container;
     match reason.as_str() {
         "ImagePullBackOff"

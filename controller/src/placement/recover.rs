@@ -39,7 +39,17 @@ pub fn refused(pod: &Pod) -> bool {
         && !pod.terminating
         // The scheduler is emptying the node for it.
         && pod.nominated.is_none()
-        && pod.unscheduled.as_ref().is_some_and(|u| u.reason == "Unschedulable")
+        && pod
+            .unscheduled
+            .as_ref()
+            .is_some_and(|u| u.reason == "Unschedulable" && !holds_on_every_node(&u.message))
+}
+
+/// Whether kube-scheduler refused the pod before it looked at any node, as for a claim that is not bound: another node would not help, and
+/// a new pod would be refused the same way. It counts nodes where it looked at them: "0/8 nodes are available: 1 Insufficient cpu, …".
+fn holds_on_every_node(words: &str) -> bool {
+    let reasons = words.split_once(" nodes are available: ");
+    reasons.is_some_and(|(_, reasons)| !reasons.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// What to do about a pod that has been refused since a moment. `since` is when this process saw it first: the condition's own time is
@@ -165,6 +175,21 @@ mod tests {
             ("gated", |p| p.gates.push("x".into()), due, Verdict::Fine),
             ("preempting", |p| p.nominated = Some("n".into()), due, Verdict::Fine),
             ("not looked at yet", |p| p.unscheduled = None, due, Verdict::Fine),
+            (
+                "short of something there",
+                |p| p.unscheduled.as_mut().unwrap().message = "0/8 nodes are available: 1 Insufficient cpu.".into(),
+                due,
+                Verdict::Recreate,
+            ),
+            (
+                "its claim is not there, wherever it goes",
+                |p| {
+                    p.unscheduled.as_mut().unwrap().message =
+                        "0/8 nodes are available: persistentvolumeclaim \"m\" not found. not found".into();
+                },
+                due,
+                Verdict::Fine,
+            ),
             (
                 "the scheduler itself fails",
                 |p| p.unscheduled.as_mut().unwrap().reason = "SchedulerError".into(),

@@ -145,6 +145,7 @@ impl Layout {
             file("config", &self.folder.join(KWOK_CONFIG)),
             file("config", &self.stages.join("node.yaml")),
             file("config", &self.stages.join("pod.yaml")),
+            file("config", &self.stages.join("trouble.yaml")),
         ]
     }
 

@@ -66,6 +66,12 @@ impl Contests {
         (!remaining.is_zero()).then_some(Wait { since, remaining })
     }
 
+    /// Whether a child was found written by the original and has not been adopted since.
+    pub fn is_open(&self, kind: Kind, key: &ObjectKey) -> bool {
+        let contests = self.0.lock();
+        contests.get(&(kind, key.clone())).is_some_and(|c| !c.is_settled)
+    }
+
     /// Berth adopted the child.
     pub fn settle(&self, kind: Kind, key: &ObjectKey, now: Timestamp) {
         if let Some(contest) = self.0.lock().get_mut(&(kind, key.clone())) {
@@ -117,6 +123,10 @@ mod tests {
         assert_eq!(t.wait(&written(Some(0)), 20), Some(10));
         assert_eq!(t.wait(&written(Some(20)), 20), Some(30), "it wrote again");
         assert_eq!(t.wait(&written(Some(20)), 50), None);
+        let key = ("ns".to_owned(), "m".to_owned());
+        assert!(t.0.is_open(Kind::Service, &key));
+        t.settle(50);
+        assert!(!t.0.is_open(Kind::Service, &key));
     }
 
     #[test]

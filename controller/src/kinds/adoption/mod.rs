@@ -11,7 +11,6 @@
 
 pub mod contests;
 mod fields;
-#[allow(dead_code, reason = "no kind that is served so far has finalizers of its original")]
 pub mod finalizers;
 
 use jiff::Timestamp;
@@ -47,6 +46,11 @@ const ORIGINALS: &[Original] = &[
     Original {
         name: "uplion-aimodel-operator",
         group: "model.youxam.com",
+        managers: &["manager"],
+    },
+    Original {
+        name: "demo-mlmodel-operator",
+        group: "oda.tmforum.org.oda.tmforum.org",
         managers: &["manager"],
     },
 ];
