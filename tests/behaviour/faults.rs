@@ -4,12 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use berth_crds::tmforum::keys;
 use berth_local::{Fleet, NodeSpec};
 use berth_tests::faults::{Fault, Faults};
 use berth_tests::{Fixture, Suite, eventually};
 use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
 
@@ -18,7 +20,7 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// Long enough that a pass under way would have written.
 const QUIET: Duration = Duration::from_secs(1);
 /// Runs at a time.
-const BATCH: usize = 6;
+const BATCH: usize = 12;
 
 fn main() -> ExitCode {
     let fleet = Fleet {
@@ -32,6 +34,9 @@ fn main() -> ExitCode {
         })
         .trial("an AIDeployment comes to the same end whichever write fails", |c| {
             each_write_fails(Fixture::new(c), aideployment())
+        })
+        .trial("an MLModel comes to the same end whichever write fails", |c| {
+            each_write_fails(Fixture::new(c), mlmodel())
         })
         .run()
 }
@@ -94,6 +99,23 @@ fn aideployment() -> Scenario {
     }
 }
 
+/// Its edit is a clean start: everything goes before it is made anew.
+fn mlmodel() -> Scenario {
+    let url = |name: &str| format!("http://never.invalid/{name}.tar.gz");
+    Scenario {
+        resource: resource("oda.tmforum.org.oda.tmforum.org", "v1beta1", "MLModel", "mlmodels"),
+        made: json!({"apiVersion": "oda.tmforum.org.oda.tmforum.org/v1beta1", "kind": "MLModel", "metadata": {"name": "it"},
+            "spec": {"modelURL": url("good"), "storageSize": "1Gi", "framework": "tensorflow", "replicas": 1, "expose": true}}),
+        edit: json!({"spec": {"modelURL": url("other")}}),
+        children: vec![
+            resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+            resource("batch", "v1", "Job", "jobs"),
+            resource("apps", "v1", "Deployment", "deployments"),
+            resource("", "v1", "Service", "services"),
+        ],
+    }
+}
+
 async fn each_write_fails(f: Fixture, scenario: Scenario) -> anyhow::Result<()> {
     let (faults, url) = Faults::start(&f.cluster).await?;
     f.cluster.set_api_server_of_pods(&url);
@@ -135,8 +157,10 @@ impl Bench {
         self.faults.expect(&ns, fault);
         let api: Api<DynamicObject> = Api::namespaced_with(self.f.client(), &ns, &self.scenario.resource);
         let user = PatchParams::apply("user").force().validation_strict();
+        self.volume(&ns).await?;
         api.patch("it", &user, &Patch::Apply(&self.scenario.made)).await?;
         let made = self.end(&ns, fault, want.map(|ends| &ends[0])).await?;
+        self.volume(&ns).await?;
         api.patch("it", &PatchParams::default(), &Patch::Merge(&self.scenario.edit))
             .await?;
         let changed = self.end(&ns, fault, want.map(|ends| &ends[1])).await?;
@@ -148,6 +172,25 @@ impl Bench {
         })
     }
 
+    /// Plays the provisioner, for kinds that claim a volume.
+    async fn volume(&self, ns: &str) -> anyhow::Result<()> {
+        if !self
+            .scenario
+            .children
+            .iter()
+            .any(|child| child.kind == "PersistentVolumeClaim")
+        {
+            return Ok(());
+        }
+        let object = json!({"metadata": {"generateName": "model-"}, "spec": {
+            "capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": "/none"}, "claimRef": {"namespace": ns, "name": keys::claim("it")}}});
+        let api = Api::<PersistentVolume>::all(self.f.client());
+        api.create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?;
+        Ok(())
+    }
+
     /// Waits until the object is served, and nothing more is written about it.
     async fn end(&self, ns: &str, fault: Option<(usize, Fault)>, want: Option<&Value>) -> anyhow::Result<Value> {
         let end = eventually("the object comes to its end", SETTLED, async || {
@@ -157,14 +200,12 @@ impl Bench {
                 ensure!(end == *want, "{}", difference(want, &end));
             }
             let conditions = end.pointer("/0/0/status/conditions").context("no conditions")?;
-            let available = json!({"type": "Available", "status": "True"});
-            let holds = |c: &Value| {
-                available
-                    .as_object()
-                    .is_some_and(|a| a.iter().all(|(key, value)| c[key] == *value))
+            let generation = end.pointer("/0/0/metadata/generation");
+            let is_served = |c: &Value| {
+                c["type"] == "Available" && c["status"] == "True" && c.get("observedGeneration") == generation
             };
             ensure!(
-                conditions.as_array().is_some_and(|all| all.iter().any(holds)),
+                conditions.as_array().is_some_and(|all| all.iter().any(is_served)),
                 "{conditions}"
             );
             tokio::time::sleep(QUIET).await;
@@ -224,6 +265,10 @@ fn essence(mut object: Value, is_owner: bool) -> Value {
             *value = Value::Null;
         }
     }
+    // The volume that was bound; the Job's UID.
+    let named = ["volumeName", "controller-uid", "batch.kubernetes.io/controller-uid"];
+    forget(&mut object["spec"], &named);
+    forget(&mut object["metadata"], &named);
     if is_owner {
         forget(&mut object["status"], &["lastTransitionTime", "pod"]);
     } else {
