@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt;
 use crate::controlplane::ControlPlane;
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Node, NodeSpec, Nodes};
+use crate::keda::{self, Keda};
 use crate::kubelet::{Kubelet, Setup};
 use crate::port::Ports;
 use crate::process::{self, Process, Processes};
@@ -22,7 +23,7 @@ use crate::service::Services;
 use crate::state::StateFolder;
 use crate::toolchain::{Programs, Tool, Toolchain};
 
-/// Steps that [`Cluster::start`] shows: one a tool, then programs, control plane, nodes, charts.
+/// Steps that [`Cluster::start`] shows: one a tool, then programs, control plane, nodes, charts. [`keda::STEPS`] more with KEDA.
 pub const STEPS: usize = Tool::ALL.len() + 4;
 /// Namespace of the installation.
 pub const NAMESPACE: &str = "berth-system";
@@ -39,6 +40,8 @@ pub struct Options {
     pub namespace: String,
     /// What runs in it.
     pub install: Install,
+    /// Whether KEDA is installed before the charts, and autoscalers act within seconds.
+    pub keda: bool,
     /// Whether our programs are built with optimisation.
     pub release: bool,
     /// Where progress is shown.
@@ -84,6 +87,7 @@ impl Options {
             fleet,
             namespace: NAMESPACE.to_owned(),
             install: Install::charts(Value::Null),
+            keda: false,
             release: false,
             progress: Progress::silent(),
         }
@@ -96,6 +100,7 @@ pub struct Cluster {
     toolchain: Toolchain,
     processes: Processes,
     control_plane: ControlPlane,
+    keda: Option<Keda>,
     nodes: Nodes,
     kubelet: Kubelet,
     state: StateFolder,
@@ -126,12 +131,23 @@ impl Cluster {
     async fn start_in(state: StateFolder, options: Options) -> Result<(Self, Install, Progress)> {
         let progress = options.progress;
         let toolchain = Toolchain::ensure(&progress).await?;
+        let keda = match options.keda {
+            true => Some(keda::Built::ensure(&progress).await?),
+            false => None,
+        };
         let programs = Programs::ensure(options.release, &progress).await?;
         let processes = Processes::new(state.path());
         let ports = Arc::new(Ports::default());
 
         let step = progress.begin("control plane", "starting");
-        let starting = ControlPlane::start(state.path(), &toolchain, &ports, &processes, &options.namespace);
+        let starting = ControlPlane::start(
+            state.path(),
+            &toolchain,
+            &ports,
+            &processes,
+            &options.namespace,
+            options.keda,
+        );
         let control_plane = step.watch(starting).await?;
         step.done(&format!("ready at {}", control_plane.server));
 
@@ -145,7 +161,7 @@ impl Cluster {
             api_server: control_plane.server.clone(),
             api_ca: control_plane.ca.clone(),
             nodes: nodes.clone(),
-            ports,
+            ports: ports.clone(),
             processes: processes.clone(),
         };
         let kubelet = Kubelet::start(setup).await?;
@@ -154,17 +170,22 @@ impl Cluster {
             nodes.add(spec).await?;
         }
         let namespace = options.namespace;
-        let cluster = Self {
+        let mut cluster = Self {
             namespace,
             toolchain,
             processes,
             control_plane,
+            keda: None,
             nodes,
             kubelet,
             state,
         };
         cluster.unless_failed(cluster.wait_nodes_ready()).await?;
         step.done(&format!("{} ready", cluster.nodes.all().len()));
+        if let Some(built) = keda {
+            let starting = Keda::start(&cluster, &built, &ports, &cluster.processes, &progress);
+            cluster.keda = Some(cluster.unless_failed(starting).await?);
+        }
         Ok((cluster, options.install, progress))
     }
 
@@ -294,6 +315,17 @@ impl Cluster {
         self.kubelet.process(namespace, pod, container)
     }
 
+    /// Containers that start from now on know the API server by this URL: something in between, with [`Self::server_certificate`].
+    pub fn set_api_server_of_pods(&self, url: &str) {
+        self.kubelet.set_api_server(url);
+    }
+
+    /// Certificate and key that clients of this cluster trust on any loopback port.
+    pub fn server_certificate(&self) -> (&Path, &Path) {
+        let pair = &self.control_plane.server_certificate;
+        (&pair.cert, &pair.key)
+    }
+
     /// Forwarders of Services, and host ports of pods.
     pub fn services(&self) -> &Services {
         self.kubelet.services()
@@ -375,14 +407,23 @@ impl Cluster {
         })
     }
 
-    /// Waits until a server of the control plane ends by itself, which none should.
+    /// Waits until a server of the control plane or of KEDA ends by itself, which none should.
     pub async fn failed(&self) -> Error {
-        self.control_plane.failed().await
+        let Some(keda) = &self.keda else {
+            return self.control_plane.failed().await;
+        };
+        tokio::select! {
+            error = self.control_plane.failed() => error,
+            error = keda.failed() => error,
+        }
     }
 
     /// Ends everything; an error if something could not be ended.
     pub async fn stop(self) -> Result<()> {
         self.kubelet.stop().await;
+        if let Some(keda) = &self.keda {
+            keda.stop().await;
+        }
         self.control_plane.stop().await;
         drop(self.processes);
         let left = process::sweep(self.state.path()).await?;

@@ -4,6 +4,7 @@
 //! toolchain     builds (once) and finds the programs
 //! controlplane  etcd, API server, controller manager, scheduler, KWOK      pki, port, process
 //! fleet         local/fleets/*.yaml ─► Node objects, sysfs trees, fake NVML
+//! keda          KEDA, where it is wanted: built (once), its CRDs, its two servers
 //! chart         helm install of deploy/charts, as a user does
 //! kubelet       pods of Berth ─► processes from the pods' own words        service
 //! cluster       all of it behind one handle, for `cargo xtask up` and for the behaviour tests
@@ -17,6 +18,7 @@ pub mod controlplane;
 pub mod error;
 mod files;
 pub mod fleet;
+pub mod keda;
 pub mod kubelet;
 mod pki;
 mod port;

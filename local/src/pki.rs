@@ -12,6 +12,9 @@ use crate::files;
 /// First address of the Service range: what pods know the API server by.
 pub const API_SERVICE_IP: &str = "10.96.0.1";
 
+/// Who asks KEDA's servers calls them so: the adapter the operator, and the API server the adapter.
+const KEDA_NAMES: [&str; 2] = ["127.0.0.1", "keda-metrics-apiserver.keda.svc"];
+
 /// A certificate file and its key file.
 #[derive(Debug, Clone)]
 pub struct Pair {
@@ -42,6 +45,8 @@ pub struct Pki {
     pub front_proxy_ca: PathBuf,
     /// The aggregator as a client of aggregated API servers.
     pub front_proxy_client: Pair,
+    /// KEDA's certificate folder: `ca.crt`, and `tls.crt` with `tls.key` for its servers and for their clients.
+    pub keda: PathBuf,
 }
 
 struct Authority {
@@ -76,7 +81,12 @@ impl Pki {
             service_accounts.public_key_pem().as_bytes(),
             0o644,
         )?;
+        let keda = folder.join("keda");
+        files::folder(&keda)?;
+        files::copy(&ca.cert, &keda.join("ca.crt"))?;
+        ca.issue(&keda, "tls", "keda", None, &KEDA_NAMES)?;
         Ok(Self {
+            keda,
             server: ca.issue(folder, "server", "kube-apiserver", None, &names)?,
             admin: ca.issue(folder, "admin", "kubernetes-admin", Some("system:masters"), &[])?,
             etcd_client: ca.issue(folder, "etcd-client", "kube-apiserver-etcd-client", None, &[])?,

@@ -161,7 +161,8 @@ pub fn cache_key(module: &Path) -> Result<String> {
         .collect())
 }
 
-async fn check_go() -> Result<()> {
+/// That Go is there, in a version that does.
+pub(crate) async fn check_go() -> Result<()> {
     const HINT: &str =
         "install Go 1.26 or later (https://go.dev/dl), or set KUBEBUILDER_ASSETS to a folder with a control plane";
     let output = Command::new("go")
@@ -220,7 +221,7 @@ async fn check_version(tool: Tool, path: &Path) -> Result<()> {
 }
 
 /// One build at a time in a cache; the lock is let go when the file is dropped.
-async fn lock_cache(cache: &Path, progress: &Progress) -> Result<fs::File> {
+pub(crate) async fn lock_cache(cache: &Path, progress: &Progress) -> Result<fs::File> {
     let path = cache.join("lock");
     let file = fs::File::create(&path).map_err(Error::file("create", &path))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -237,13 +238,8 @@ async fn lock_cache(cache: &Path, progress: &Progress) -> Result<fs::File> {
 
 async fn build(tool: Tool, module: &Path, path: &Path) -> Result<()> {
     let temporary = path.with_file_name(format!(".{}.{}", tool.name(), std::process::id()));
-    let mut command = Command::new("go");
+    let mut command = go(module);
     command
-        .current_dir(module)
-        .env("CGO_ENABLED", "0")
-        .env("GOTOOLCHAIN", "local")
-        .env("GOWORK", "off")
-        .env("GOFLAGS", "-mod=readonly")
         .args([
             "build",
             "-trimpath",
@@ -258,8 +254,20 @@ async fn build(tool: Tool, module: &Path, path: &Path) -> Result<()> {
     fs::rename(&temporary, path).map_err(Error::file("create", path))
 }
 
-/// Runs a command to its end; its output is shown only if it fails. Dropped, it ends the command and what that started.
-async fn run(command: &mut Command, name: &str) -> Result<()> {
+/// Go in one of our modules: what `go.mod` and `go.sum` say and nothing else, without a C compiler.
+pub(crate) fn go(module: &Path) -> Command {
+    let mut command = Command::new("go");
+    command
+        .current_dir(module)
+        .env("CGO_ENABLED", "0")
+        .env("GOTOOLCHAIN", "local")
+        .env("GOWORK", "off")
+        .env("GOFLAGS", "-mod=readonly");
+    command
+}
+
+/// Runs a command to its end; its stdout. What it says is shown only if it fails. Dropped, it ends the command and what that started.
+pub(crate) async fn run(command: &mut Command, name: &str) -> Result<String> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -278,7 +286,7 @@ async fn run(command: &mut Command, name: &str) -> Result<()> {
         cause,
     })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = text.lines().collect();

@@ -11,6 +11,7 @@
 //! A trial is an async function of the running [`Cluster`]; it fails by returning an error or by panicking. Trials run one after
 //! the other, in order, because they share nodes and objects: each cleans up what would disturb the next, and needs none before it.
 
+pub mod faults;
 mod fixture;
 
 use std::path::PathBuf;
@@ -63,6 +64,12 @@ impl Suite {
     /// A cluster without our charts.
     pub fn bare(mut self) -> Self {
         self.options.install = Install::Nothing;
+        self
+    }
+
+    /// With real KEDA in the cluster, and autoscalers that act within seconds.
+    pub fn keda(mut self) -> Self {
+        self.options.keda = true;
         self
     }
 
@@ -158,7 +165,8 @@ async fn start(name: &str, options: Options) -> Result<Option<(PathBuf, Cluster,
         }
     };
     let path = state.path().to_path_buf();
-    let progress = Progress::new(berth_local::cluster::STEPS, |line| eprintln!("{line}"));
+    let more = if options.keda { berth_local::keda::STEPS } else { 0 };
+    let progress = Progress::new(berth_local::cluster::STEPS + more, |line| eprintln!("{line}"));
     tokio::select! {
         cluster = Cluster::start(state, Options { progress, ..options }) => Ok(Some((path, cluster?, signals))),
         name = signals.next() => {

@@ -20,6 +20,8 @@ pub struct Layout {
     pub apiserver: u16,
     pub controller_manager: u16,
     pub scheduler: u16,
+    /// Whether autoscalers act within seconds.
+    pub prompt_autoscaling: bool,
 }
 
 fn flag(name: &str, value: impl std::fmt::Display) -> String {
@@ -104,7 +106,7 @@ impl Layout {
     }
 
     pub fn controller_manager(&self) -> Vec<String> {
-        vec![
+        let mut args = vec![
             file("kubeconfig", &self.kubeconfig),
             flag("bind-address", "127.0.0.1"),
             flag("secure-port", self.controller_manager),
@@ -118,7 +120,13 @@ impl Layout {
             flag("kube-api-qps", 500),
             flag("kube-api-burst", 1000),
             flag("profiling", false),
-        ]
+        ];
+        if self.prompt_autoscaling {
+            // Else a number goes down 5 minutes after the load.
+            args.push(flag("horizontal-pod-autoscaler-downscale-stabilization", "5s"));
+            args.push(flag("horizontal-pod-autoscaler-sync-period", "2s"));
+        }
+        args
     }
 
     pub fn scheduler(&self) -> Vec<String> {

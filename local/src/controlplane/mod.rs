@@ -6,7 +6,7 @@
 //! ```
 
 mod args;
-mod wait;
+pub(crate) mod wait;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pki::Pki;
+use crate::pki::{Pair, Pki};
 use crate::port::Ports;
 use crate::process::{Launch, Process, Processes};
 use crate::toolchain::{Tool, Toolchain};
@@ -36,6 +36,10 @@ pub struct ControlPlane {
     pub ca: PathBuf,
     /// Who asked for what, for ServiceAccounts of the watched namespace; one JSON object a line.
     pub audit_log: PathBuf,
+    /// What every server presents.
+    pub(crate) server_certificate: Pair,
+    /// Certificates for KEDA's servers.
+    pub keda_certificates: PathBuf,
     /// In order of start.
     processes: Vec<Process>,
 }
@@ -43,13 +47,14 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts it under `state`; ready means that each server says so itself.
     ///
-    /// Requests of ServiceAccounts in `audited_namespace` are logged.
+    /// Requests of ServiceAccounts in `audited_namespace` are logged. With `prompt_autoscaling` autoscalers act within seconds.
     pub async fn start(
         state: &Path,
         toolchain: &Toolchain,
         ports: &Ports,
         processes: &Processes,
         audited_namespace: &str,
+        prompt_autoscaling: bool,
     ) -> Result<Self> {
         let logs = state.join("logs");
         files::folder(&logs)?;
@@ -63,6 +68,7 @@ impl ControlPlane {
             apiserver: ports.take()?,
             controller_manager: ports.take()?,
             scheduler: ports.take()?,
+            prompt_autoscaling,
         };
         files::folder(&layout.folder)?;
         for (name, content) in layout.files(audited_namespace) {
@@ -95,6 +101,8 @@ impl ControlPlane {
             server: layout.server(),
             ca: layout.pki.ca.clone(),
             audit_log: layout.audit_log(),
+            server_certificate: layout.pki.server.clone(),
+            keda_certificates: layout.pki.keda.clone(),
             processes: vec![etcd, apiserver, manager, scheduler, kwok],
             kubeconfig: layout.kubeconfig,
         })

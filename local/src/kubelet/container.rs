@@ -285,7 +285,7 @@ fn own_kubeconfig(context: &Context, pod: &core::Pod, account: &Mount) -> Result
     let path = context.pod_folder(pod).join("kubeconfig");
     let token = account.host.join("token");
     let content = kubeconfig(
-        &context.api_server,
+        &context.api_server.lock(),
         &context.api_ca,
         &fields::namespace(pod),
         &json!({"tokenFile": token}),

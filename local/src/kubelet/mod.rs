@@ -58,7 +58,7 @@ struct Context {
     short_state: PathBuf,
     /// Folder of our own programs.
     programs: PathBuf,
-    api_server: String,
+    api_server: Mutex<String>,
     api_ca: PathBuf,
     nodes: Nodes,
     ports: Arc<Ports>,
@@ -146,7 +146,7 @@ impl Kubelet {
             state: setup.state,
             short_state: setup.short_state,
             programs: setup.programs,
-            api_server: setup.api_server,
+            api_server: Mutex::new(setup.api_server),
             api_ca: setup.api_ca,
             nodes: setup.nodes,
             ports: setup.ports,
@@ -157,6 +157,11 @@ impl Kubelet {
         });
         tasks.spawn(dispatch(context.clone(), tasks.clone()));
         Ok(Self { context, tasks })
+    }
+
+    /// Containers that start from now on know the API server by this URL.
+    pub fn set_api_server(&self, url: &str) {
+        url.clone_into(&mut self.context.api_server.lock());
     }
 
     /// The process of a running container.
