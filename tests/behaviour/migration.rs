@@ -13,6 +13,7 @@ use berth_local::process;
 use berth_local::toolchain::Tool;
 use berth_tests::{Fixture, Suite, condition, eventually, vllm};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
             reapply(Fixture::new(c))
         })
         .trial("an edited map takes the new template", |c| map_edit(Fixture::new(c)))
+        .trial(
+            "the number that an autoscaler gave stays, whatever the manifest says",
+            |c| driven(Fixture::new(c)),
+        )
         .trial("Berth does not fight the original, and goes on when it is quiet", |c| {
             contest(Fixture::new(c))
         })
@@ -742,6 +747,39 @@ async fn map_edit(f: Fixture) -> anyhow::Result<()> {
     let pod = o.deployment(&name).await?.spec.context("spec")?.template.spec;
     let args = pod.context("pod spec")?.containers[0].args.clone().unwrap_or_default();
     ensure!(args.contains(&"microsoft/phi-3".to_owned()), "{args:?}");
+    Ok(())
+}
+
+async fn driven(f: Fixture) -> anyhow::Result<()> {
+    let o = with_berth(&f, "driven").await?;
+    let mut object = generic("scaled");
+    object["spec"]["deployment"]["replicas"] = json!(1);
+    let name = o.serve_paused(object).await?;
+    let autoscaler = json!({"metadata": {"name": "scaled"}, "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}, "minReplicas": 3, "maxReplicas": 6}});
+    Api::<HorizontalPodAutoscaler>::namespaced(f.client(), &o.ns)
+        .create(&PostParams::default(), &serde_json::from_value(autoscaler)?)
+        .await?;
+    let replicas = async || {
+        let deployment = o.deployment(&name).await?;
+        let available = deployment.status.and_then(|s| s.available_replicas);
+        anyhow::Ok((deployment.spec.and_then(|s| s.replicas), available))
+    };
+    eventually("the autoscaler's number", SOON, async || {
+        let now = replicas().await?;
+        ensure!(now == (Some(3), Some(3)), "{now:?}");
+        Ok(())
+    })
+    .await?;
+    let before = o.footprint(&name).await?;
+    o.unpause(&name).await?;
+    o.adopted(&name, CHILDREN).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(
+        o.footprint(&name).await? == before,
+        "pods went: {:?}",
+        replicas().await?
+    );
     Ok(())
 }
 

@@ -24,6 +24,12 @@ use crate::cluster::ObjectKey;
 /// How often it is asked which optional APIs are there: one small request.
 const DISCOVERY: Duration = Duration::from_secs(10);
 
+/// Longest wait for the first list of an optional kind.
+const OPTIONAL_WAIT: Duration = Duration::from_secs(30);
+
+/// Answers in a row that an API is not there before it is believed of one that was: one of many API servers may have just started.
+const GONE_AFTER: u32 = 3;
+
 /// Wait after a question that found no answer.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -190,7 +196,8 @@ pub struct OwnerKey {
 #[derive(Debug)]
 pub struct Children {
     kept: RwLock<BTreeMap<(Kind, ObjectKey), Kept>>,
-    synced: watch::Sender<usize>,
+    /// Kinds that a look can rely on: listed, or an optional one that is not to be waited for.
+    settled: watch::Sender<BTreeSet<Kind>>,
     /// Optional kinds whose API is installed, and which were listed.
     served: RwLock<BTreeSet<Kind>>,
     contests: Contests,
@@ -200,7 +207,7 @@ impl Default for Children {
     fn default() -> Self {
         Self {
             kept: RwLock::default(),
-            synced: watch::Sender::new(0),
+            settled: watch::Sender::new(BTreeSet::new()),
             served: RwLock::default(),
             contests: Contests::default(),
         }
@@ -290,13 +297,17 @@ impl Children {
         }
     }
 
-    /// Waits until every kind that is always there was listed once, and it is known which others are.
+    /// Waits until every kind that is always there was listed once, and it is known which others are. An optional API that ails is not
+    /// waited for longer than [`OPTIONAL_WAIT`]: then it counts as not served until it is listed.
     pub async fn wait_synced(&self) {
-        let mut synced = self.synced.subscribe();
+        let mut settled = self.settled.subscribe();
+        let all = || Kind::ALWAYS.iter().chain(Kind::OPTIONAL);
         // The sender lives in self: waiting cannot fail.
-        let _ = synced
-            .wait_for(|n| *n >= Kind::ALWAYS.len() + Kind::OPTIONAL.len())
-            .await;
+        let _ = settled.wait_for(|kinds| all().all(|kind| kinds.contains(kind))).await;
+    }
+
+    fn settle(&self, kind: Kind) {
+        self.settled.send_if_modified(|kinds| kinds.insert(kind));
     }
 
     /// Watches every kind, and tells the owner of each child that changed. Ends never.
@@ -313,27 +324,30 @@ impl Children {
         let optional = Kind::OPTIONAL.iter().map(|kind| {
             let follow = &follow;
             let client = &client;
-            async move {
-                let mut first = true;
+            let serve = async move {
                 loop {
                     let Some(is_there) = is_installed(client, *kind).await else {
                         tokio::time::sleep(RETRY).await;
                         continue;
                     };
-                    // Nobody waits for an API that may never come.
-                    if std::mem::take(&mut first) && !is_there {
-                        self.synced.send_modify(|n| *n += 1);
-                    }
                     if is_there {
                         tokio::select! {
                             () = follow(*kind) => {}
                             () = gone(client, *kind) => {}
                         }
                         self.no_longer_served(*kind, changed);
+                    } else {
+                        // Nobody waits for an API that may never come.
+                        self.settle(*kind);
                     }
                     tokio::time::sleep(DISCOVERY).await;
                 }
-            }
+            };
+            let give_up = async move {
+                tokio::time::sleep(OPTIONAL_WAIT).await;
+                self.settle(*kind);
+            };
+            futures::future::join(serve, give_up)
         });
         futures::future::join(always, futures::future::join_all(optional)).await;
     }
@@ -377,7 +391,7 @@ impl Children {
                     listed.clear();
                     if std::mem::take(&mut first) {
                         self.served(kind, changed);
-                        self.synced.send_modify(|n| *n += 1);
+                        self.settle(kind);
                     }
                 }
                 Ok(Event::Apply(object)) => self.apply(kind, key_of(&object), object, changed),
@@ -449,11 +463,14 @@ async fn is_installed(client: &Client, kind: Kind) -> Option<bool> {
 
 /// Waits until the API server no longer serves a kind.
 async fn gone(client: &Client, kind: Kind) {
-    loop {
+    let mut in_a_row = 0;
+    while in_a_row < GONE_AFTER {
         tokio::time::sleep(DISCOVERY).await;
-        if is_installed(client, kind).await == Some(false) {
-            return;
-        }
+        in_a_row = match is_installed(client, kind).await {
+            Some(false) => in_a_row + 1,
+            Some(true) => 0,
+            None => in_a_row,
+        };
     }
 }
 

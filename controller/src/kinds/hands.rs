@@ -60,6 +60,15 @@ impl<S: Clone> Hands<'_, S> {
         Ok(())
     }
 
+    /// An object as it is now, also one without our label, which is not watched: what an original left behind, or what lost the label.
+    pub async fn unlabelled(&self, kind: Kind, name: &str) -> Result<Option<Child>, Error> {
+        let namespace = &self.key.0;
+        let api: Api<DynamicObject> = Api::namespaced_with(self.writer.client.clone(), namespace, &kind.resource());
+        let what = (kind.as_str(), namespace.as_str(), name);
+        let found = timed("get", what, api.get_opt(name)).await?;
+        Ok(found.map(Child::new))
+    }
+
     /// Takes away a child that is no longer wanted, if it is ours.
     pub async fn prune(&self, kind: Kind, seen: &Child) -> Result<(), Error> {
         let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();

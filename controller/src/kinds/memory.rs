@@ -59,6 +59,13 @@ impl<S: Clone> Memories<S> {
         change(self.0.lock().entry(key.clone()).or_default());
     }
 
+    /// A look went well. An object that is gone meanwhile is not remembered again for it.
+    pub fn succeeded(&self, key: &ObjectKey) {
+        if let Some(memory) = self.0.lock().get_mut(key) {
+            memory.attempts = 0;
+        }
+    }
+
     /// The object is gone.
     pub fn forget(&self, key: &ObjectKey) {
         self.0.lock().remove(key);
@@ -91,7 +98,7 @@ mod tests {
         let key = ("ns".to_owned(), "m".to_owned());
         let first = memories.failed(&key, Class::Transient, 1.0);
         assert!(memories.failed(&key, Class::Transient, 1.0) > first);
-        memories.change(&key, |m| m.attempts = 0);
+        memories.succeeded(&key);
         assert_eq!(memories.failed(&key, Class::Transient, 1.0), first);
         memories.forget(&key);
         assert_eq!(memories.get(&key).attempts, 0);

@@ -226,12 +226,12 @@ fn look<R: Room>(
                 if meta.deletion_timestamp.is_none() {
                     room.unreadable(&key_of(object.as_ref())).await?;
                 }
-                room.memories().change(&key_of(object.as_ref()), |m| m.attempts = 0);
+                room.memories().succeeded(&key_of(object.as_ref()));
                 return Ok(Action::await_change());
             }
         };
         room.look(object).await?;
-        room.memories().change(&key_of(object), |m| m.attempts = 0);
+        room.memories().succeeded(&key_of(object));
         let heartbeat = HEARTBEAT.mul_f64(1.0 + rand::random::<f64>());
         Ok(Action::requeue(
             room.again(object).map_or(heartbeat, |again| again.min(heartbeat)),

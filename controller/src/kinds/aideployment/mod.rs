@@ -91,7 +91,9 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
             let inputs = inputs::map_inputs(&key, &object.spec, &maps);
             let terms = Terms {
                 inputs: &inputs,
-                replicas_given: object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
+                // The number of what is driven is the autoscaler's, whatever the spec says.
+                replicas_given: observed.autoscaler.is_none()
+                    && object.spec.deployment.as_ref().is_some_and(|d| d.replicas.is_some()),
                 ..Terms::of(&object.metadata, room.seen.children.contests(), super::status::now())
             };
             let outcome = apply(&model, &observed, terms, room).await;
@@ -171,13 +173,18 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         memories: &room.memories,
         key: &key,
     };
+    let mut for_build = observed.clone();
+    if observed.deployment.is_none() && observed.autoscaler.is_some() {
+        // One that the original left behind may be scaled already: its number stays what it is.
+        for_build.deployment = hands.unlabelled(Kind::Deployment, &key.1).await?;
+    }
     let Wanted {
         config_map,
         deployment,
         service,
         ingress,
         http_routes,
-    } = build::build(model, observed);
+    } = build::build(model, &for_build);
     let lacks_gateways = lacks_gateways(model, observed);
     let mut wanted = vec![
         (Kind::ConfigMap, config_map.as_ref().map(as_value), &observed.config_map),

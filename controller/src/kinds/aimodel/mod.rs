@@ -22,7 +22,6 @@ use berth_crds::names;
 use berth_crds::youxam::{AIModel, AIModelStatus, keys};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
-use kube::core::DynamicObject;
 use serde_json::Value;
 
 use self::build::{build, is_driven};
@@ -35,7 +34,7 @@ use super::acceptance::Acceptance;
 use super::adoption::Terms;
 use super::apply::{Writer, timed};
 use super::autoscalers::Autoscalers;
-use super::children::{Child, Children, Kind};
+use super::children::{Children, Kind};
 use super::error::{Class, Error};
 use super::hands::Hands;
 use super::memory::Memories;
@@ -233,7 +232,9 @@ async fn apply(
     let deployment = observed.deployment.clone();
     if observed.deployment.is_none() && is_driven(model, &observed) {
         // One that the original left behind may be scaled already: its number stays what it is.
-        observed.deployment = unlabelled_deployment(hands.key, room).await?;
+        observed.deployment = hands
+            .unlabelled(Kind::Deployment, &keys::deployment(&hands.key.1))
+            .await?;
     }
     let wanted = build(model, &observed, is_healthy);
     let rest = [
@@ -261,16 +262,6 @@ async fn stop_scaling(hands: &Hands<'_, AIModelStatus>, observed: &Observed) -> 
         Some(seen) => hands.prune(Kind::ScaledObject, seen).await,
         None => Ok(()),
     }
-}
-
-/// The Deployment as it is, also where it lacks the label by which children are watched.
-async fn unlabelled_deployment((namespace, name): &ObjectKey, room: &Room) -> Result<Option<Child>, Error> {
-    let kind = Kind::Deployment;
-    let name = keys::deployment(name);
-    let api: Api<DynamicObject> = Api::namespaced_with(room.context.client.clone(), namespace, &kind.resource());
-    let what = (kind.as_str(), namespace.as_str(), name.as_str());
-    let found = timed("get", what, api.get_opt(&name)).await?;
-    Ok(found.map(Child::new))
 }
 
 /// The AIModel whose Deployment has this name.

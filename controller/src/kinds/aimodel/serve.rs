@@ -19,8 +19,6 @@ use crate::kinds::memory::Memories;
 use crate::kinds::unreadable;
 use crate::kinds::watch::{self, batches};
 
-/// Longest wait for HorizontalPodAutoscalers before the first look.
-const AUTOSCALERS_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
 const RUNTIME_CLASSES_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks whether the pods are complete.
@@ -63,7 +61,7 @@ impl watch::Room for Room {
     async fn ready(&self) {
         self.seen.children.wait_synced().await;
         // Without them a Deployment that is driven by another is taken back for a moment.
-        let _ = tokio::time::timeout(AUTOSCALERS_WAIT, self.seen.autoscalers.wait_synced()).await;
+        self.seen.autoscalers.wait_synced().await;
         let _ = tokio::time::timeout(RUNTIME_CLASSES_WAIT, self.seen.runtime_classes.wait_synced()).await;
         while !self.context.cluster.read().pods_synced {
             tokio::time::sleep(PODS_WAIT).await;

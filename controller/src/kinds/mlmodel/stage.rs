@@ -55,7 +55,12 @@ impl Failure {
 
 /// How far it is, for a model of this source, with this value of the annotation [`names::RETRY`].
 pub fn stage(source: &str, retry: Option<&str>, observed: &Observed) -> Stage {
-    let is_other = |child: &Child| child.annotation(names::MODEL_SOURCE) != Some(source);
+    // One that lost the annotation is repaired: it says nothing, and a volume is not deleted for that.
+    let is_other = |child: &Child| {
+        child
+            .annotation(names::MODEL_SOURCE)
+            .is_some_and(|other| other != source)
+    };
     let Some(claim) = &observed.claim else {
         let is_clear = observed.job.is_none()
             && observed.deployment.is_none()

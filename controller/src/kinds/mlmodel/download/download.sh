@@ -120,6 +120,12 @@ archive() {
     esac
 }
 
+# What is there will be as unfit the next time: whoever repairs it under the same URL is to be asked again.
+unfit() {
+    rm -f "$whole"
+    fail "$1"
+}
+
 # The paths at one depth below $unpacked that match the marker are the arguments of `choose`.
 choose() {
     if [ $# -eq 1 ]; then
@@ -134,8 +140,8 @@ choose() {
     parent=${parent%/*}
     for found; do
         folder=${found%/*}
-        case ${folder##*/} in '' | *[!0-9]*) fail "the archive holds several models" ;; esac
-        [ "${folder%/*}" = "$parent" ] || fail "the archive holds several models"
+        case ${folder##*/} in '' | *[!0-9]*) unfit "the archive holds several models" ;; esac
+        [ "${folder%/*}" = "$parent" ] || unfit "the archive holds several models"
     done
     mkdir -p "$ready"
     for found; do
@@ -146,12 +152,15 @@ choose() {
 
 place_archive() {
     mkdir -p "$unpacked"
-    if [ "$1" = z ]; then tar -xzof "$whole" -C "$unpacked"; else tar -xof "$whole" -C "$unpacked"; fi ||
+    if [ "$1" = z ]; then tar -xzof "$whole" -C "$unpacked"; else tar -xof "$whole" -C "$unpacked"; fi || {
+        # A whole archive is kept for the next try: then it is the volume that is short.
+        if [ "$1" = z ]; then tar -tzf "$whole"; else tar -tf "$whole"; fi > /dev/null 2>&1 || rm -f "$whole"
         fail "the archive cannot be unpacked: it is broken, or the volume is full"
+    }
     # Nothing but files and folders, and links among them.
-    [ -z "$(find "$unpacked" ! -type f ! -type d ! -type l)" ] || fail "the archive holds devices or pipes"
+    [ -z "$(find "$unpacked" ! -type f ! -type d ! -type l)" ] || unfit "the archive holds devices or pipes"
     outside=$(find "$unpacked" -type l -exec readlink {} \; | grep -e '^/' -e '\.\.' || true)
-    [ -z "$outside" ] || fail "the archive holds links that may lead out of it"
+    [ -z "$outside" ] || unfit "the archive holds links that may lead out of it"
     chmod -R u+rwX,go+rX "$unpacked"
     if [ -z "$MODEL_MARKER" ]; then
         mkdir -p "$ready"
@@ -169,7 +178,7 @@ place_archive() {
             return
         fi
     done
-    fail "the archive holds no $MODEL_MARKER"
+    unfit "the archive holds no $MODEL_MARKER"
 }
 
 place_file() {

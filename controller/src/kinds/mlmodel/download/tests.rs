@@ -254,9 +254,16 @@ fn an_archive_that_holds_no_model_or_reaches_out_is_refused() {
             ),
             (b"\x1f\x8bnot gzip at all".to_vec(), "cannot be unpacked"),
         ] {
-            let server = Server::start(move |_, r| Answer::file(r, &made, "\"a\""));
+            // Its author repairs it under the same URL.
+            let repaired = archive(&[("saved_model.pb", "r")], &[]);
+            let server = Server::start(move |n, r| match n {
+                1 => Answer::file(r, &made, "\"a\""),
+                _ => Answer::file(r, &repaired, "\"b\""),
+            });
             let volume = Volume::new();
             refused(&volume.run(tools, &saved_model(&server.address)), &volume, words);
+            let again = volume.run(tools, &saved_model(&server.address));
+            assert!(again.ok, "{words}: {}", again.said);
         }
     });
 }

@@ -136,6 +136,26 @@ fn whatever_is_left_of_another_source_goes_first() {
     assert_eq!(at(&new, &Observed::default()), Stage::Volume);
 }
 
+#[test]
+fn what_lost_its_annotation_is_no_reason_to_delete_a_volume() {
+    let model = model(SAVED_MODEL);
+    let all = || Observed {
+        claim: Some(claim(&model, &Stage::Downloaded, "Bound")),
+        job: Some(job(&model, json!({"succeeded": 1}))),
+        deployment: Some(deployment(&model, json!({}))),
+        ..Observed::default()
+    };
+    let strip = |child: &mut Option<Child>| {
+        let child = child.as_mut().unwrap();
+        child.object["metadata"]["annotations"][names::MODEL_SOURCE].take();
+    };
+    for part in 0..3 {
+        let mut seen = all();
+        strip([&mut seen.claim, &mut seen.job, &mut seen.deployment][part]);
+        assert_ne!(at(&model, &seen), Stage::Clearing, "{part}");
+    }
+}
+
 /// B7.4: an edit was noticed when the download had ended.
 #[test]
 fn an_edit_in_the_middle_of_a_download_counts_at_once() {
