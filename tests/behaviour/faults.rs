@@ -38,6 +38,9 @@ fn main() -> ExitCode {
         .trial("an MLModel comes to the same end whichever write fails", |c| {
             each_write_fails(Fixture::new(c), mlmodel())
         })
+        .trial("a ModelDeployment comes to the same end whichever write fails", |c| {
+            each_write_fails(Fixture::new(c), modeldeployment())
+        })
         .run()
 }
 
@@ -110,6 +113,22 @@ fn mlmodel() -> Scenario {
         children: vec![
             resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
             resource("batch", "v1", "Job", "jobs"),
+            resource("apps", "v1", "Deployment", "deployments"),
+            resource("", "v1", "Service", "services"),
+        ],
+    }
+}
+
+/// A version takes over from another when it is validated.
+fn modeldeployment() -> Scenario {
+    let uri = |version: &str| format!("http://never.invalid/{version}.pt");
+    Scenario {
+        resource: resource("mlops.sathvik.dev", "v1", "ModelDeployment", "modeldeployments"),
+        made: json!({"apiVersion": "mlops.sathvik.dev/v1", "kind": "ModelDeployment", "metadata": {"name": "it"}, "spec": {
+            "modelURI": uri("v1"), "runtime": "fastapi-pytorch", "runtimeImage": "server:1", "version": "v1",
+            "resources": {"requests": {"cpu": "100m"}}}}),
+        edit: json!({"spec": {"modelURI": uri("v2"), "version": "v2"}}),
+        children: vec![
             resource("apps", "v1", "Deployment", "deployments"),
             resource("", "v1", "Service", "services"),
         ],

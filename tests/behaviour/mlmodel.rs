@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use berth_crds::names;
 use berth_crds::tmforum::{MLModel, MLModelStatus, keys};
 use berth_tests::{Fixture, Suite, condition, eventually};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -559,6 +560,24 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
         "downloaded again"
     );
     ensure!(models(&f, &ns).get("m").await?.finalizers().is_empty());
+
+    // An edit that is no clean start: the file that the original's servers have is not where ours look, so it is downloaded first.
+    let mut edited = spec(GOOD);
+    edited["image"] = json!("tensorflow/serving:2.19.0");
+    apply(&f, &ns, "m", edited, json!({})).await?;
+    eventually("our own download came before our own servers", SOON, async || {
+        let server = deployments(&f, &ns).get("m-server").await?;
+        let claim = claims(&f, &ns).get("m-pvc").await?;
+        let is_downloaded = claim.annotations().contains_key(names::MODEL_DOWNLOADED);
+        let is_changed = template(&server) != template(&before);
+        if is_changed && !is_downloaded {
+            panic!("servers were changed before there was a model for them");
+        }
+        ensure!(is_changed && is_downloaded);
+        Ok(())
+    })
+    .await?;
+    phase(&f, &ns, "m", "Ready").await?;
     Ok(())
 }
 

@@ -123,8 +123,10 @@ fn observe(key: &ObjectKey, owner: &OwnerReference, room: &Room) -> Observed {
     )
 }
 
-fn stage_of(model: &Validated, observed: &Observed) -> Stage {
-    stage(&model.download.source, model.retry.as_deref(), observed)
+fn stage_of(object: &MLModel, model: &Validated, observed: &Observed, room: &Room) -> Stage {
+    let terms = Terms::of(&object.metadata, room.children.contests(), super::status::now());
+    let is_held = observed.deployment.as_ref().is_some_and(|d| terms.holds(d));
+    stage(&model.download.source, model.retry.as_deref(), is_held, observed)
 }
 
 /// One step. The claim is first: it remembers how the download ended before anything follows from that. What goes, goes in the other
@@ -143,7 +145,7 @@ async fn apply(model: &Validated, object: &MLModel, before: &MLModelStatus, room
         key: &key,
     };
     let observed = observe(&key, &model.owner, room);
-    let mut stage = stage_of(model, &observed);
+    let mut stage = stage_of(object, model, &observed, room);
     if observed.claim.is_none() {
         stage = left_behind(stage, &key, &hands, room).await?;
     }
@@ -177,8 +179,8 @@ async fn apply(model: &Validated, object: &MLModel, before: &MLModelStatus, room
     Ok(())
 }
 
-/// What the original made lacks the label by which children are watched. Servers that run have their model, and go on; a download of the
-/// original's puts its file where no server reads it.
+/// What the original made lacks the label by which children are watched. Servers that run have their model, and go on; what the
+/// original's Job downloads is where no server of ours reads it.
 async fn left_behind(
     stage: Stage,
     key: &ObjectKey,
@@ -195,7 +197,7 @@ async fn left_behind(
         return Ok(stage);
     }
     if found(Kind::Deployment, keys::server(&key.1)).await?.is_some() {
-        return Ok(Stage::Downloaded);
+        return Ok(Stage::Inherited);
     }
     if let Some(job) = found(Kind::Job, keys::job(&key.1)).await? {
         hands.prune(Kind::Job, &job).await?;
@@ -215,7 +217,7 @@ async fn report(
     let key = key_of(object);
     // What was just applied counts, so it is read again.
     let observed = observe(&key, &validate::owner(object), room);
-    let stage = model.map(|model| stage_of(model, &observed));
+    let stage = model.map(|model| stage_of(object, model, &observed, room));
     let status = status::status(&View {
         key: (&key.0, &key.1),
         generation: object.metadata.generation,

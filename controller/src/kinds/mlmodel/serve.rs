@@ -70,7 +70,7 @@ impl watch::Room for Room {
     fn again(&self, object: &MLModel) -> Option<Duration> {
         let model = validate(object, &self.defaults).ok()?;
         let observed = observe(&key_of(object), &owner(object), self);
-        let stage = stage_of(&model, &observed);
+        let stage = stage_of(object, &model, &observed, self);
         let now = crate::kinds::status::now();
         status::look_again(&stage, &observed, self.defaults.storage_timeout, now)
     }

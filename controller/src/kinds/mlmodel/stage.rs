@@ -34,6 +34,8 @@ pub enum Stage {
     Lost,
     /// The model is on the volume.
     Downloaded,
+    /// The original's servers run as it made them, with a file that only they find. It is downloaded anew before they are changed.
+    Inherited,
 }
 
 /// How a download failed; stands on the claim, since the Job goes.
@@ -53,8 +55,9 @@ impl Failure {
     }
 }
 
-/// How far it is, for a model of this source, with this value of the annotation [`names::RETRY`].
-pub fn stage(source: &str, retry: Option<&str>, observed: &Observed) -> Stage {
+/// How far it is, for a model of this source, with this value of the annotation [`names::RETRY`]. `is_held`: the Deployment is to stay as
+/// the original made it.
+pub fn stage(source: &str, retry: Option<&str>, is_held: bool, observed: &Observed) -> Stage {
     // One that lost the annotation is repaired: it says nothing, and a volume is not deleted for that.
     let is_other = |child: &Child| {
         child
@@ -78,6 +81,9 @@ pub fn stage(source: &str, retry: Option<&str>, observed: &Observed) -> Stage {
     }
     if claim.annotation(names::MODEL_DOWNLOADED) == Some(source) {
         return Stage::Downloaded;
+    }
+    if is_held {
+        return Stage::Inherited;
     }
     let job = observed.job.as_ref();
     match job.map(|job| (job, outcome(job))) {

@@ -126,6 +126,10 @@ fn downloaded(view: &View<'_>, stage: &Stage) -> Desired {
             ),
         ),
         Stage::Downloaded => condition(Status::True, Reason::DownloadComplete, String::new()),
+        Stage::Inherited => {
+            let message = "the original operator downloaded it; it is downloaded anew before the servers are changed";
+            condition(Status::True, Reason::DownloadComplete, message.into())
+        }
         Stage::Prepared { .. } | Stage::Downloading => under_way(view, stage),
     }
 }
@@ -233,9 +237,11 @@ fn phase_of(
                 }
                 _ => failed(downloaded),
             },
-            Stage::Downloaded if available.status == Status::True => told(phase::READY, &available.message),
-            Stage::Downloaded if is_stuck(available.reason) => failed(available),
-            Stage::Downloaded => told(phase::SERVING, &available.message),
+            Stage::Downloaded | Stage::Inherited if available.status == Status::True => {
+                told(phase::READY, &available.message)
+            }
+            Stage::Downloaded | Stage::Inherited if is_stuck(available.reason) => failed(available),
+            Stage::Downloaded | Stage::Inherited => told(phase::SERVING, &available.message),
         },
     }
 }

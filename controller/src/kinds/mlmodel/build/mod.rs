@@ -72,8 +72,15 @@ pub fn build(model: &Validated, stage: &Stage, observed: &Observed, ensure_stora
             Wanted::Left,
         ),
         Stage::Lost => nothing_served(Wanted::Left, Wanted::Left),
-        Stage::Downloaded => Children {
-            claim: Wanted::like(claim(model, &Record::Downloaded, observed)),
+        Stage::Downloaded | Stage::Inherited => Children {
+            claim: Wanted::like(claim(
+                model,
+                match stage {
+                    Stage::Inherited => &Record::Nothing,
+                    _ => &Record::Downloaded,
+                },
+                observed,
+            )),
             job: Wanted::Left,
             deployment: Wanted::like(deployment(model)),
             service: match model.expose {

@@ -8,7 +8,7 @@ use crate::kinds::mlmodel::validate::Validated;
 const PREPARED: Stage = Stage::Prepared { is_busy: false };
 
 fn at(model: &Validated, observed: &Observed) -> Stage {
-    stage(&model.download.source, model.retry.as_deref(), observed)
+    stage(&model.download.source, model.retry.as_deref(), false, observed)
 }
 
 fn failed(reason: &str) -> serde_json::Value {
@@ -137,6 +137,19 @@ fn whatever_is_left_of_another_source_goes_first() {
 }
 
 #[test]
+fn a_file_of_the_original_is_downloaded_anew_before_its_servers_are_changed() {
+    let model = model(SAVED_MODEL);
+    let seen = Observed {
+        claim: Some(claim(&model, &Stage::Inherited, "Bound")),
+        deployment: Some(deployment(&model, json!({}))),
+        ..Observed::default()
+    };
+    let held = |is_held| stage(&model.download.source, None, is_held, &seen);
+    assert_eq!(held(true), Stage::Inherited);
+    assert_eq!(held(false), PREPARED);
+}
+
+#[test]
 fn what_lost_its_annotation_is_no_reason_to_delete_a_volume() {
     let model = model(SAVED_MODEL);
     let all = || Observed {
@@ -173,7 +186,7 @@ fn an_edit_in_the_middle_of_a_download_counts_at_once() {
 #[test]
 fn the_annotation_tries_a_failed_download_again_and_only_a_failed_one() {
     let model = model(SAVED_MODEL);
-    let with = |retry: Option<&str>, seen: &Observed| stage(&model.download.source, retry, seen);
+    let with = |retry: Option<&str>, seen: &Observed| stage(&model.download.source, retry, false, seen);
     let failed_job = Observed {
         claim: Some(claim(&model, &Stage::Failed(failure("x", None)), "Bound")),
         job: Some(job(&model, failed("BackoffLimitExceeded"))),

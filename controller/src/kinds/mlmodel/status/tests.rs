@@ -32,7 +32,7 @@ impl Default for Told {
 
 impl Told {
     fn of(&self, model: &Validated, observed: &Observed) -> MLModelStatus {
-        let stage = stage(&model.download.source, model.retry.as_deref(), observed);
+        let stage = stage(&model.download.source, model.retry.as_deref(), false, observed);
         let readable = !matches!(self.acceptance, Acceptance::Invalid(_));
         status(&View {
             key: ("shop", "net"),
