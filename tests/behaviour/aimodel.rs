@@ -730,10 +730,18 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
     // It writes its status whole, and so without conditions.
     let state =
         json!({"status": {"state": "Failed", "message": "GeneralError: of the original's time", "conditions": null}});
-    models(&f, &ns)
-        .patch_status("old", &PatchParams::default(), &Patch::Merge(state))
-        .await?;
     expect_rolled(&f, &ns, "old", 1).await?;
+    // A look that began before may still write what it saw: the original says it until it stands.
+    eventually("the original's word stands", SOON, async || {
+        models(&f, &ns)
+            .patch_status("old", &PatchParams::default(), &Patch::Merge(&state))
+            .await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let status = models(&f, &ns).get("old").await?.status.unwrap_or_default();
+        ensure!(status.state.as_deref() == Some("Failed"), "{status:?}");
+        Ok(())
+    })
+    .await?;
 
     let go = Patch::Merge(json!({"metadata": {"annotations": {names::PAUSED: null}}}));
     models(&f, &ns).patch("old", &PatchParams::default(), &go).await?;

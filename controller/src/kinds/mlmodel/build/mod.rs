@@ -62,7 +62,7 @@ pub fn build(model: &Validated, stage: &Stage, observed: &Observed, ensure_stora
                 // One that failed has to make way.
                 (true, _) => Wanted::Gone,
                 (false, true) => Wanted::Left,
-                (false, false) => Wanted::like(job(model)),
+                (false, false) => Wanted::like(job(model, observed)),
             };
             nothing_served(Wanted::like(claim(model, &Record::Nothing, observed)), job)
         }
@@ -149,7 +149,9 @@ fn size(model: &Validated, observed: &Observed) -> Quantity {
     }
 }
 
-fn job(model: &Validated) -> Job {
+fn job(model: &Validated, observed: &Observed) -> Job {
+    // An original's servers may be at work on the volume, and only their node has it.
+    let at_work = (!observed.servers.is_empty()).then(|| selector(&keys::server(&model.name)));
     let name = keys::job(&model.name);
     let label = BTreeMap::from([(keys::JOB_NAME.to_owned(), name.clone())]);
     let mut metadata = metadata(model, name);
@@ -163,7 +165,7 @@ fn job(model: &Validated) -> Job {
         spec: Some(JobSpec {
             backoff_limit: Some(BACKOFF_LIMIT),
             ttl_seconds_after_finished: Some(JOB_TTL),
-            template: pod::download(model, label),
+            template: pod::download(model, label, at_work.as_ref()),
             ..JobSpec::default()
         }),
         status: None,

@@ -18,8 +18,12 @@ use crate::kinds::mlmodel::validate::{MODELS, Validated};
 /// Who downloads, and whose the volume's files are: nobody in particular. The servers may read them, whoever they are.
 const NOBODY: i64 = 65532;
 
-/// The pod that downloads.
-pub fn download(model: &Validated, labels: BTreeMap<String, String>) -> PodTemplateSpec {
+/// The pod that downloads; `beside`: labels of pods that hold the volume.
+pub fn download(
+    model: &Validated,
+    labels: BTreeMap<String, String>,
+    beside: Option<&BTreeMap<String, String>>,
+) -> PodTemplateSpec {
     let env = model.download.env();
     let container = Container {
         name: keys::download_container(&model.name),
@@ -41,7 +45,9 @@ pub fn download(model: &Validated, labels: BTreeMap<String, String>) -> PodTempl
         }),
         ..Container::default()
     };
+    let shares_a_volume = model.access_mode == AccessMode::ReadWriteOnce;
     let spec = PodSpec {
+        affinity: beside.filter(|_| shares_a_volume).map(on_one_node),
         restart_policy: Some("OnFailure".into()),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
