@@ -1,4 +1,4 @@
-//! Every write of the controller fails once, each in a run of its own: what comes of an object is the same as without.
+//! Every call of the controller about an object fails once, each in a run of its own: what comes of an object is the same as without.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,17 +29,17 @@ fn main() -> ExitCode {
     Suite::new("faults")
         .fleet(fleet)
         .values(json!({"controller": {"replicas": 1}}))
-        .trial("an AIModel comes to the same end whichever write fails", |c| {
-            each_write_fails(Fixture::new(c), aimodel())
+        .trial("an AIModel comes to the same end whichever call fails", |c| {
+            each_call_fails(Fixture::new(c), aimodel())
         })
-        .trial("an AIDeployment comes to the same end whichever write fails", |c| {
-            each_write_fails(Fixture::new(c), aideployment())
+        .trial("an AIDeployment comes to the same end whichever call fails", |c| {
+            each_call_fails(Fixture::new(c), aideployment())
         })
-        .trial("an MLModel comes to the same end whichever write fails", |c| {
-            each_write_fails(Fixture::new(c), mlmodel())
+        .trial("an MLModel comes to the same end whichever call fails", |c| {
+            each_call_fails(Fixture::new(c), mlmodel())
         })
-        .trial("a ModelDeployment comes to the same end whichever write fails", |c| {
-            each_write_fails(Fixture::new(c), modeldeployment())
+        .trial("a ModelDeployment comes to the same end whichever call fails", |c| {
+            each_call_fails(Fixture::new(c), modeldeployment())
         })
         .run()
 }
@@ -135,19 +135,19 @@ fn modeldeployment() -> Scenario {
     }
 }
 
-async fn each_write_fails(f: Fixture, scenario: Scenario) -> anyhow::Result<()> {
+async fn each_call_fails(f: Fixture, scenario: Scenario) -> anyhow::Result<()> {
     let (faults, url) = Faults::start(&f.cluster).await?;
     f.cluster.set_api_server_of_pods(&url);
     f.restart_controller().await?;
 
     let bench = Bench { f, faults, scenario };
     let plain = bench.run(None, None).await?;
-    ensure!(plain.writes >= bench.scenario.children.len(), "{} writes", plain.writes);
+    ensure!(plain.calls >= bench.scenario.children.len(), "{} calls", plain.calls);
     for fault in Fault::ALL {
         for first in (1..).step_by(BATCH) {
             let runs = (first..first + BATCH).map(|n| bench.run(Some((n, fault)), Some(&plain.ends)));
             if try_join_all(runs).await?.iter().any(|run| !run.has_failed) {
-                ensure!(first + BATCH > plain.writes, "writes were not counted");
+                ensure!(first + BATCH > plain.calls, "calls were not counted");
                 break;
             }
         }
@@ -165,7 +165,7 @@ struct Bench {
 struct Run {
     /// After it was made, and after it was changed.
     ends: [Value; 2],
-    writes: usize,
+    calls: usize,
     has_failed: bool,
 }
 
@@ -186,7 +186,7 @@ impl Bench {
         let round = self.faults.round(&ns);
         Ok(Run {
             ends: [made, changed],
-            writes: round.calls.len(),
+            calls: round.calls.len(),
             has_failed: round.has_failed(),
         })
     }
@@ -228,7 +228,7 @@ impl Bench {
                 "{conditions}"
             );
             tokio::time::sleep(QUIET).await;
-            ensure!(self.faults.round(ns).calls.len() == before, "still writing");
+            ensure!(self.faults.round(ns).calls.len() == before, "still calling");
             ensure!(self.look(ns).await? == end, "still changing");
             Ok(end)
         })

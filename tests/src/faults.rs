@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! controller ─ TLS ─► Faults ─ TLS ─► API server        the caller's own token, streams as they are
-//!                        └─► the n-th write to a namespace: refused, or done with the answer lost
+//!                        └─► the n-th call about a namespace: refused, or done with the answer lost
 //! ```
 
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ impl Fault {
     pub const ALL: [Self; 3] = [Self::Refused, Self::Broken, Self::Lost];
 }
 
-/// The writes to one namespace so far.
+/// The calls about one namespace so far, reads and writes. Watches and lists are of the whole cluster, and not among them.
 #[derive(Debug, Default, Clone)]
 pub struct Round {
     /// Which call fails, counted from 1, and how.
@@ -94,24 +94,23 @@ impl Faults {
         Ok((faults, url))
     }
 
-    /// From now on writes to a namespace are counted, and the n-th (from 1) fails once.
+    /// From now on calls about a namespace are counted, and the n-th (from 1) fails once.
     pub fn expect(&self, namespace: &str, fault: Option<(usize, Fault)>) {
         let round = Round { fault, calls: vec![] };
         self.rounds.lock().insert(namespace.to_owned(), round);
     }
 
-    /// The writes to a namespace since [`Self::expect`].
+    /// The calls about a namespace since [`Self::expect`].
     pub fn round(&self, namespace: &str) -> Round {
         self.rounds.lock().get(namespace).cloned().unwrap_or_default()
     }
 
     /// Counts a call; how it fails.
     fn count(&self, method: &Method, path: &str) -> Option<Fault> {
-        let writes = [Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method);
         let mut below = path.split("/namespaces/").nth(1)?.split('/');
         let (namespace, resource) = (below.next()?, below.next()?);
         // Events are sent on the side, at any time, and nothing depends on them.
-        if !writes || resource == "events" {
+        if resource == "events" {
             return None;
         }
         let mut rounds = self.rounds.lock();
