@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use berth_crds::names;
 use berth_crds::tmforum::{MLModel, MLModelStatus, keys};
-use berth_tests::{Fixture, Suite, condition, eventually};
+use berth_tests::{Fixture, NAMESPACE, Suite, condition, eventually};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
@@ -486,14 +486,38 @@ async fn deleted(f: Fixture) -> anyhow::Result<()> {
     models(&f, &ns)
         .patch("m", &PatchParams::default(), &Patch::Merge(&none))
         .await?;
-    models(&f, &ns).delete("m", &DeleteParams::default()).await?;
-    eventually("everything is gone", SOON, async || {
-        ensure!(models(&f, &ns).get_opt("m").await?.is_none());
-        ensure!(uids(&f, &ns, "m").await? == [None, None, None]);
-        ensure!(jobs(&f, &ns).get_opt("m-download-job").await?.is_none());
+    // Nobody of ours has to be there for it; what came back with the original's finalizer waits for us.
+    ready(&f, &ns, "late", spec(GOOD)).await?;
+    let scale = async |replicas: &str| {
+        let count = format!("--replicas={replicas}");
+        f.kubectl(&["scale", "-n", NAMESPACE, "deployment/berth-controller", &count])
+            .await
+    };
+    let replicas = f.cluster.pods_of("controller", None).await?.len().to_string();
+    scale("0").await?;
+    eventually("no controller runs", SOON, async || {
+        ensure!(f.cluster.pods_of("controller", None).await?.is_empty());
         Ok(())
     })
-    .await
+    .await?;
+    let of_original = json!({"metadata": {"finalizers": [keys::FINALIZER]}});
+    models(&f, &ns)
+        .patch("late", &PatchParams::default(), &Patch::Merge(&of_original))
+        .await?;
+    for name in ["m", "late"] {
+        models(&f, &ns).delete(name, &DeleteParams::default()).await?;
+    }
+    let is_gone = async |name: &str| {
+        ensure!(models(&f, &ns).get_opt(name).await?.is_none());
+        ensure!(uids(&f, &ns, name).await? == [None, None, None]);
+        let job = jobs(&f, &ns).get_opt(&format!("{name}-download-job")).await?;
+        ensure!(job.is_none());
+        Ok(())
+    };
+    eventually("everything is gone", SOON, async || is_gone("m").await).await?;
+    ensure!(models(&f, &ns).get_opt("late").await?.is_some());
+    scale(&replicas).await?;
+    eventually("the other is gone too", SOON, async || is_gone("late").await).await
 }
 
 /// As the original made them: owned without the flag, by its field manager, in the middle of serving.
