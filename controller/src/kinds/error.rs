@@ -15,6 +15,9 @@ pub enum Class {
     Terminal,
 }
 
+/// Failures of the API server in a row after which a status tells of them: fewer are no news.
+pub const TRANSIENT_TRIES: u32 = 3;
+
 /// A failure to bring one child about.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

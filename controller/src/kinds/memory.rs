@@ -101,6 +101,11 @@ mod tests {
         memories.succeeded(&key);
         assert_eq!(memories.failed(&key, Class::Transient, 1.0), first);
         memories.forget(&key);
+        memories.succeeded(&key);
+        assert!(
+            memories.0.lock().is_empty(),
+            "a look that ends later does not bring it back"
+        );
         assert_eq!(memories.get(&key).attempts, 0);
     }
 }

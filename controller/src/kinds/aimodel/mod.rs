@@ -35,16 +35,13 @@ use super::adoption::Terms;
 use super::apply::{Writer, timed};
 use super::autoscalers::Autoscalers;
 use super::children::{Children, Kind};
-use super::error::{Class, Error};
+use super::error::{Class, Error, TRANSIENT_TRIES};
 use super::hands::Hands;
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
-
-/// Failures of the API server in a row after which the status tells of them: fewer are no news.
-const TRANSIENT_TRIES: u32 = 3;
 
 /// What is watched for AIModels besides pods and Events.
 pub struct Seen {

@@ -27,15 +27,12 @@ use self::validate::{Validated, validate};
 use super::adoption::Terms;
 use super::apply::Writer;
 use super::children::{Children, Kind};
-use super::error::{Class, Error};
+use super::error::{Class, Error, TRANSIENT_TRIES};
 use super::hands::Hands;
 use super::memory::Memories;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
-
-/// Failures of the API server in a row after which the status tells of them: fewer are no news.
-const TRANSIENT_TRIES: u32 = 3;
 
 /// What every look at an AIModelMap is given.
 pub struct Room {

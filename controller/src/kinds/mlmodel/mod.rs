@@ -35,7 +35,7 @@ use super::acceptance::Acceptance;
 use super::adoption::{Terms, finalizers};
 use super::apply::{Writer, foreign_holder, timed};
 use super::children::{Child, Children, Kind};
-use super::error::{Class, Error};
+use super::error::{Class, Error, TRANSIENT_TRIES};
 use super::hands::Hands;
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
@@ -43,9 +43,6 @@ use super::wanted::Wanted;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
-
-/// Failures of the API server in a row after which the status tells of them: fewer are no news.
-const TRANSIENT_TRIES: u32 = 3;
 
 /// What every look at an MLModel is given.
 pub struct Room {

@@ -36,7 +36,7 @@ use super::adoption::{Terms, finalizers};
 use super::apply::{Writer, foreign_holder, timed};
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
-use super::error::{Class, Error};
+use super::error::{Class, Error, TRANSIENT_TRIES};
 use super::hands::Hands;
 use super::memory::Memories;
 use super::runtime_classes::RuntimeClasses;
@@ -45,9 +45,6 @@ use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
 use crate::metrics::Validation;
-
-/// Failures of the API server in a row after which the status tells of them: fewer are no news.
-const TRANSIENT_TRIES: u32 = 3;
 
 /// What is watched for ModelDeployments besides pods.
 pub struct Seen {

@@ -23,6 +23,26 @@ fn server(spec: &str) -> Value {
     sent(&children(&model(spec), &Stage::Downloaded).deployment)["spec"].take()
 }
 
+#[test]
+fn a_download_beside_running_servers_goes_to_the_node_that_has_the_volume() {
+    let model = model(SAVED_MODEL);
+    let running = Observed {
+        servers: vec![(crate::cluster::Pod::default(), None)],
+        ..Observed::default()
+    };
+    let affinity = |observed: &Observed, model: &Validated| {
+        let job = sent(&build(model, &PREPARED, observed, false).job);
+        job["spec"]["template"]["spec"]["affinity"].clone()
+    };
+    let required = "/podAffinity/requiredDuringSchedulingIgnoredDuringExecution/0/labelSelector/matchLabels";
+    let wanted = json!({"app": keys::server(&model.name)});
+    assert_eq!(affinity(&running, &model).pointer(required), Some(&wanted));
+    assert!(affinity(&Observed::default(), &model).is_null(), "nobody holds it");
+    let mut many = model.clone();
+    many.access_mode = AccessMode::ReadWriteMany;
+    assert!(affinity(&running, &many).is_null(), "any node has it");
+}
+
 /// Everything that an unchanged manifest of the original leads to, key by key. The script stands for itself.
 #[test]
 fn the_golden_shape() {

@@ -2,6 +2,9 @@
 //!
 //! Kept as compact JSON text: an object is looked at a few times in its life and held for all of it.
 
+mod child;
+mod kind;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +12,7 @@ use std::time::Duration;
 use berth_crds::names;
 use futures::{Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::{ApiResource, DynamicObject};
+use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_stream};
 use kube::{Api, Client};
@@ -17,6 +20,8 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+pub use self::child::Child;
+pub use self::kind::Kind;
 use super::adoption;
 use super::adoption::contests::Contests;
 use crate::cluster::ObjectKey;
@@ -32,149 +37,6 @@ const GONE_AFTER: u32 = 3;
 
 /// Wait after a question that found no answer.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Kinds of children.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// apps/v1
-    Deployment,
-    /// v1
-    Service,
-    /// networking.k8s.io/v1
-    Ingress,
-    /// v1
-    ConfigMap,
-    /// v1
-    PersistentVolumeClaim,
-    /// batch/v1
-    Job,
-    /// autoscaling/v2
-    HorizontalPodAutoscaler,
-    /// v1
-    ServiceAccount,
-    /// rbac.authorization.k8s.io/v1
-    Role,
-    /// rbac.authorization.k8s.io/v1
-    RoleBinding,
-    /// gateway.networking.k8s.io/v1; not installed in every cluster.
-    HttpRoute,
-    /// keda.sh/v1alpha1; not installed in every cluster.
-    ScaledObject,
-    /// keda.sh/v1alpha1; not installed in every cluster.
-    TriggerAuthentication,
-}
-
-impl Kind {
-    /// Those that every cluster has.
-    pub const ALWAYS: &'static [Kind] = &[
-        Self::Deployment,
-        Self::Service,
-        Self::Ingress,
-        Self::ConfigMap,
-        Self::PersistentVolumeClaim,
-        Self::Job,
-        Self::HorizontalPodAutoscaler,
-        Self::ServiceAccount,
-        Self::Role,
-        Self::RoleBinding,
-    ];
-    /// Those whose API may be installed later, or never.
-    pub const OPTIONAL: &'static [Kind] = &[Self::HttpRoute, Self::ScaledObject, Self::TriggerAuthentication];
-
-    /// As in manifests.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Deployment => "Deployment",
-            Self::Service => "Service",
-            Self::Ingress => "Ingress",
-            Self::ConfigMap => "ConfigMap",
-            Self::PersistentVolumeClaim => "PersistentVolumeClaim",
-            Self::Job => "Job",
-            Self::HorizontalPodAutoscaler => "HorizontalPodAutoscaler",
-            Self::HttpRoute => "HTTPRoute",
-            Self::ServiceAccount => "ServiceAccount",
-            Self::Role => "Role",
-            Self::RoleBinding => "RoleBinding",
-            Self::ScaledObject => "ScaledObject",
-            Self::TriggerAuthentication => "TriggerAuthentication",
-        }
-    }
-
-    /// Where the API serves it.
-    pub fn resource(self) -> ApiResource {
-        let (group, version, plural) = match self {
-            Self::Deployment => ("apps", "v1", "deployments"),
-            Self::Service => ("", "v1", "services"),
-            Self::Ingress => ("networking.k8s.io", "v1", "ingresses"),
-            Self::ConfigMap => ("", "v1", "configmaps"),
-            Self::PersistentVolumeClaim => ("", "v1", "persistentvolumeclaims"),
-            Self::Job => ("batch", "v1", "jobs"),
-            Self::HorizontalPodAutoscaler => ("autoscaling", "v2", "horizontalpodautoscalers"),
-            Self::ServiceAccount => ("", "v1", "serviceaccounts"),
-            Self::Role => ("rbac.authorization.k8s.io", "v1", "roles"),
-            Self::RoleBinding => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
-            Self::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
-            Self::ScaledObject => ("keda.sh", "v1alpha1", "scaledobjects"),
-            Self::TriggerAuthentication => ("keda.sh", "v1alpha1", "triggerauthentications"),
-        };
-        ApiResource {
-            group: group.into(),
-            version: version.into(),
-            api_version: if group.is_empty() {
-                version.into()
-            } else {
-                format!("{group}/{version}")
-            },
-            kind: self.as_str().into(),
-            plural: plural.into(),
-        }
-    }
-}
-
-/// A child as last seen.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Child {
-    /// UID.
-    pub uid: String,
-    /// Version of this view.
-    pub resource_version: String,
-    /// Deletion was asked for.
-    pub terminating: bool,
-    /// The owner with `controller: true`.
-    pub controller: Option<OwnerReference>,
-    /// The whole object; of its managed fields only what [`adoption::slim`] leaves.
-    pub object: Value,
-}
-
-impl Child {
-    /// From the API.
-    pub fn new(mut object: DynamicObject) -> Self {
-        adoption::slim(&mut object.metadata);
-        let meta = &object.metadata;
-        Self {
-            uid: meta.uid.clone().unwrap_or_default(),
-            resource_version: meta.resource_version.clone().unwrap_or_default(),
-            terminating: meta.deletion_timestamp.is_some(),
-            controller: meta
-                .owner_references
-                .iter()
-                .flatten()
-                .find(|o| o.controller == Some(true))
-                .cloned(),
-            object: serde_json::to_value(&object).unwrap_or_default(),
-        }
-    }
-
-    /// The value of an annotation.
-    pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.object["metadata"]["annotations"][key].as_str()
-    }
-
-    /// The value of a label.
-    pub fn label(&self, key: &str) -> Option<&str> {
-        self.object["metadata"]["labels"][key].as_str()
-    }
-}
 
 /// A [`Child`] at rest.
 #[derive(Debug)]
@@ -531,6 +393,7 @@ pub fn is_older(a: &str, b: &str) -> bool {
 mod tests {
     use std::sync::Mutex;
 
+    use futures::FutureExt;
     use serde_json::json;
 
     use super::*;
@@ -560,6 +423,18 @@ mod tests {
         children
             .get(Kind::Service, &("ns".into(), "m".into()))
             .map(|c| c.resource_version)
+    }
+
+    #[test]
+    fn a_look_waits_for_every_kind_and_no_kind_counts_twice() {
+        let children = Children::default();
+        let (last, others) = Kind::ALWAYS.split_last().unwrap();
+        for kind in others.iter().chain(Kind::OPTIONAL).chain(Kind::OPTIONAL) {
+            children.settle(*kind);
+        }
+        assert!(children.wait_synced().now_or_never().is_none());
+        children.settle(*last);
+        assert!(children.wait_synced().now_or_never().is_some());
     }
 
     #[tokio::test]
