@@ -16,12 +16,10 @@
 #![allow(unsafe_code)]
 
 mod args;
-mod checks;
 mod feed;
 mod keeper;
 mod kernel_log;
 mod library;
-mod mig;
 mod pace;
 mod service;
 mod session;

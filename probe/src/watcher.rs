@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, NvmlState, NvmlStatus, SOURCE_NVML};
 use nvml_wrapper::Nvml;
-use nvml_wrapper::error::{NvmlError, nvml_try};
+use nvml_wrapper::error::NvmlError;
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlEventData_t, nvmlEventMigConfigChange, nvmlEventSet_t, nvmlEventTypeDoubleBitEccError,
     nvmlEventTypeXidCriticalError,

@@ -2,7 +2,7 @@
 
 use berth_core::facts::{GpuChecks, RemappedRows};
 use nvml_wrapper::Nvml;
-use nvml_wrapper::error::{NvmlError, nvml_try};
+use nvml_wrapper::error::NvmlError;
 use nvml_wrapper_sys::bindings::field_id::{
     NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
 };
@@ -16,7 +16,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG,
 };
 
-use crate::session::{Stop, raw, reading};
+use super::told::{Stop, raw, reading};
 use crate::worker::CallClock;
 
 /// NVML_NVLINK_MAX_LINKS
@@ -25,7 +25,7 @@ const MOST_LINKS: u32 = 18;
 const VERSION_1: u32 = 1 << 24;
 
 /// All readings but the UUID.
-pub(crate) fn read(nvml: &Nvml, device: nvmlDevice_t, slow: bool, clock: &CallClock) -> Result<GpuChecks, Stop> {
+pub(super) fn read(nvml: &Nvml, device: nvmlDevice_t, slow: bool, clock: &CallClock) -> Result<GpuChecks, Stop> {
     macro_rules! number {
         ($name:ident ( $($before:expr),* ), $zero:expr) => {{
             let mut value = $zero;
