@@ -99,6 +99,8 @@ reasons! {
     NameTaken,
     /// The original operator still writes a child.
     AnotherOperatorActive,
+    /// Something keeps changing a child's fields that the object sets.
+    ChildKeepsChanging,
     /// An API that the spec needs is not installed in this cluster; the message says which.
     ApiNotInstalled,
     /// `berth.dev/paused` is set.

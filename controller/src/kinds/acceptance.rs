@@ -3,6 +3,7 @@
 use berth_crds::conditions::{Desired, Reason, Status, Type};
 use berth_crds::names;
 
+use super::error::{Class, Error, TRANSIENT_TRIES};
 use super::problems::Problems;
 
 /// Whether the spec could be carried out.
@@ -18,6 +19,8 @@ pub enum Acceptance {
     NameTaken(String),
     /// The original operator still writes a child.
     AnotherOperator(String),
+    /// Somebody keeps changing a child.
+    KeepsChanging(String),
     /// The API server refused a child; its answer.
     ApplyFailed(String),
     /// Everything was done but what needs an API that this cluster does not have.
@@ -25,11 +28,28 @@ pub enum Acceptance {
 }
 
 impl Acceptance {
+    /// What a failure to bring the children about says, after as many failures in a row before it. `None`: it may pass by itself, and is no
+    /// news yet.
+    pub fn of_failure(error: &Error, attempts: u32) -> Option<Self> {
+        let message = error.to_string();
+        match error {
+            Error::NameTaken { .. } => Some(Self::NameTaken(message)),
+            Error::AnotherOperator { .. } => Some(Self::AnotherOperator(message)),
+            Error::KeepsChanging { .. } => Some(Self::KeepsChanging(message)),
+            error if error.class() == Class::Transient && attempts < TRANSIENT_TRIES => None,
+            Error::Timeout { .. } | Error::Api { .. } | Error::NotYetDeleted { .. } => Some(Self::ApplyFailed(message)),
+        }
+    }
+
     /// Whether the spec as it stands may differ from what runs.
     pub fn may_run_earlier(&self) -> bool {
         match self {
             Self::Invalid(_) | Self::NameTaken(_) | Self::ApplyFailed(_) => true,
-            Self::Valid(_) | Self::Paused | Self::AnotherOperator(_) | Self::ApiNotInstalled(_) => false,
+            Self::Valid(_)
+            | Self::Paused
+            | Self::AnotherOperator(_)
+            | Self::KeepsChanging(_)
+            | Self::ApiNotInstalled(_) => false,
         }
     }
 }
@@ -49,6 +69,7 @@ pub fn accepted(acceptance: &Acceptance) -> Desired {
         }
         Acceptance::NameTaken(message) => (Status::False, Reason::NameTaken, message.clone()),
         Acceptance::AnotherOperator(message) => (Status::False, Reason::AnotherOperatorActive, message.clone()),
+        Acceptance::KeepsChanging(message) => (Status::False, Reason::ChildKeepsChanging, message.clone()),
         Acceptance::ApplyFailed(message) => (Status::False, Reason::ApplyFailed, message.clone()),
         Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
     };

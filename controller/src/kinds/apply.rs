@@ -134,6 +134,14 @@ fn differences(intent: &Intent, seen: &Child) -> BTreeSet<String> {
     found
 }
 
+/// What somebody changed in an object since it was made as it should be.
+pub fn changed_by_others(intent: &Intent, seen: &Child, settled: &BTreeSet<String>) -> Vec<String> {
+    if seen.annotation(names::APPLIED) != Some(intent.hash.as_str()) {
+        return Vec::new();
+    }
+    differences(intent, seen).difference(settled).cloned().collect()
+}
+
 /// Whose an object is, where it is not the owner's. One that lost its owner reference but still carries our marks is the owner's: it was
 /// orphaned on purpose or by mistake, and nobody else claims it.
 pub fn foreign_holder(owner: &OwnerReference, seen: &Child) -> Option<Holder> {

@@ -62,6 +62,22 @@ pub enum Error {
         /// How much longer it has to be.
         remaining: Duration,
     },
+    /// Somebody changes a field of a child back whenever Berth has set it.
+    #[error(
+        "something in this cluster keeps changing {} of {kind} {namespace}/{name}, which this object sets, so Berth sets it back only every \
+         {minutes} min now; find who writes it (kubectl get -o yaml --show-managed-fields), and stop it or change this object", fields.join(", ")
+    )]
+    KeepsChanging {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        /// Paths in the child.
+        fields: Vec<String>,
+        /// Time between two repairs.
+        minutes: u64,
+        /// How much longer the child is left as it is.
+        remaining: Duration,
+    },
     /// The child of an earlier object of the owner's name has not been deleted yet.
     #[error("{kind} {namespace}/{name} of an earlier object of the same name is still being deleted")]
     NotYetDeleted {
@@ -83,7 +99,7 @@ impl Error {
     /// When the next try makes sense, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::AnotherOperator { remaining, .. } => Some(*remaining),
+            Self::AnotherOperator { remaining, .. } | Self::KeepsChanging { remaining, .. } => Some(*remaining),
             Self::Timeout { .. } | Self::Api { .. } | Self::NameTaken { .. } | Self::NotYetDeleted { .. } => None,
         }
     }
@@ -92,7 +108,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Timeout { .. } | Self::NotYetDeleted { .. } => Class::Transient,
-            Self::NameTaken { .. } | Self::AnotherOperator { .. } => Class::Blocked,
+            Self::NameTaken { .. } | Self::AnotherOperator { .. } | Self::KeepsChanging { .. } => Class::Blocked,
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) => match status.code {
                     // 401 and 429 pass; 409 is a stale picture, gone with the next event.

@@ -9,10 +9,11 @@ use kube::api::{Patch, PatchParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use super::apply::{Applied, Decision, Intent, Writer, decide, timed};
+use super::apply::{Applied, Decision, Intent, Writer, changed_by_others, decide, timed};
 use super::children::{Child, Children, Kind};
 use super::error::Error;
 use super::memory::Memories;
+use super::repairs::THEN_EVERY;
 use crate::cluster::ObjectKey;
 
 /// All that it takes for one object.
@@ -34,12 +35,27 @@ impl<S: Clone> Hands<'_, S> {
         let slot = (kind, intent.name.clone());
         let memory = self.memories.get(self.key);
         let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
-        if let (Kind::Deployment, Some(seen), None) = (kind, seen, intent.body.pointer("/spec/replicas")) {
-            let part = self.writer.terms.part_of(&intent, seen);
-            let now = part.as_ref().unwrap_or(&intent);
-            if decide(now, self.writer.owner, Some(seen), &settled) == Decision::Update {
-                self.hand_over_replicas(&intent, seen).await?;
-            }
+        let part = seen.and_then(|seen| self.writer.terms.part_of(&intent, seen));
+        let now = part.as_ref().unwrap_or(&intent);
+        if let (Kind::Deployment, Some(seen), None) = (kind, seen, intent.body.pointer("/spec/replicas"))
+            && decide(now, self.writer.owner, Some(seen), &settled) == Decision::Update
+        {
+            self.hand_over_replicas(&intent, seen).await?;
+        }
+        let repairs = memory.repairs.get(&slot).copied().unwrap_or_default();
+        let changed = seen
+            .map(|seen| changed_by_others(now, seen, &settled))
+            .unwrap_or_default();
+        let is_repair = !changed.is_empty();
+        if is_repair && let Some(remaining) = repairs.wait(self.writer.terms.now) {
+            return Err(Error::KeepsChanging {
+                kind: kind.as_str(),
+                namespace: intent.namespace.clone(),
+                name: intent.name.clone(),
+                fields: changed,
+                minutes: THEN_EVERY.as_secs() / 60,
+                remaining,
+            });
         }
         match self.writer.apply(&intent, seen, &settled).await? {
             Applied::Kept => {}
@@ -53,6 +69,9 @@ impl<S: Clone> Hands<'_, S> {
                 let child_key = (intent.namespace.clone(), intent.name.clone());
                 self.children.observe(kind, &child_key, &child);
                 self.memories.change(self.key, |m| {
+                    if is_repair {
+                        m.repairs.insert(slot.clone(), repairs.repaired(self.writer.terms.now));
+                    }
                     m.settled.insert(slot, settled);
                 });
             }

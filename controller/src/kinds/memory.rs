@@ -5,10 +5,12 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use parking_lot::Mutex;
 
 use super::children::Kind;
-use super::error::{Class, wait};
+use super::error::{Class, Error, wait};
+use super::repairs::Repairs;
 use crate::cluster::ObjectKey;
 
 /// Of one object.
@@ -24,6 +26,8 @@ pub struct Memory<S> {
     pub finalizer_removed: Option<Timestamp>,
     /// Of each child, what an admission rule changed in the answer to our last apply.
     pub settled: HashMap<(Kind, String), BTreeSet<String>>,
+    /// Of each child, how often it was set back to what it had been made.
+    pub repairs: HashMap<(Kind, String), Repairs>,
 }
 
 impl<S> Default for Memory<S> {
@@ -34,7 +38,16 @@ impl<S> Default for Memory<S> {
             contest_told: None,
             finalizer_removed: None,
             settled: HashMap::new(),
+            repairs: HashMap::new(),
         }
+    }
+}
+
+/// When the original wrote a child last, if that is why a look ended early.
+pub fn contest<T>(outcome: &Result<T, Error>) -> Option<Timestamp> {
+    match outcome {
+        Err(Error::AnotherOperator { since, .. }) => Some(*since),
+        _ => None,
     }
 }
 
@@ -57,6 +70,18 @@ impl<S: Clone> Memories<S> {
     /// Remembers.
     pub fn change(&self, key: &ObjectKey, change: impl FnOnce(&mut Memory<S>)) {
         change(self.0.lock().entry(key.clone()).or_default());
+    }
+
+    /// Whether a status has told of the original's last write already. The original wipes conditions whenever it writes its status, and
+    /// writes it whenever it sees ours change: told once is enough.
+    pub fn is_told(&self, key: &ObjectKey, contest: Option<Timestamp>, conditions: Option<&[Condition]>) -> bool {
+        let is_wiped = conditions.is_none_or(<[Condition]>::is_empty);
+        contest.is_some() && is_wiped && self.get(key).contest_told == contest
+    }
+
+    /// A list is complete: it shows what we wrote, and after the API server's data were restored from an earlier day, older versions count.
+    pub fn relisted(&self) {
+        self.0.lock().values_mut().for_each(|memory| memory.status = None);
     }
 
     /// A look went well. An object that is gone meanwhile is not remembered again for it.

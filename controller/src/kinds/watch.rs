@@ -201,6 +201,7 @@ fn follow<R: Room>(
             let all = store.state();
             let listed: BTreeSet<ObjectKey> = all.iter().map(|o| key_of(o.as_ref())).collect();
             room.memories().retain(|key| listed.contains(key));
+            room.memories().relisted();
             room.news(News::All(&all));
             listed.into_iter().for_each(|key| changed.push(key));
         }

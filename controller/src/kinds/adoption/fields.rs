@@ -35,6 +35,17 @@ pub fn take(set: &mut Value, path: &[&str]) -> Option<Value> {
     Some(json!({*first: below}))
 }
 
+/// Whether a set holds annotations, labels and finalizers alone: of the object, or of its pod template.
+pub fn are_notes(set: &Value) -> bool {
+    const NOTES: [&str; 3] = ["f:annotations", "f:labels", "f:finalizers"];
+    let mut rest = set.clone();
+    for note in NOTES {
+        take(&mut rest, &["f:metadata", note]);
+        take(&mut rest, &["f:spec", "f:template", "f:metadata", note]);
+    }
+    is_empty(&rest)
+}
+
 /// Whether nothing is in it.
 pub fn is_empty(set: &Value) -> bool {
     is_leaf(set)
@@ -64,6 +75,19 @@ mod tests {
         assert_eq!(union(&a, &b), want);
         assert_eq!(union(&b, &a), want);
         assert_eq!(union(&json!({}), &a), a);
+    }
+
+    #[test]
+    fn notes_are_annotations_and_labels_alone() {
+        let annotation = json!({"f:annotations": {"f:a": {}}, "f:labels": {".": {}, "f:b": {}}});
+        assert!(are_notes(&json!({"f:metadata": annotation})));
+        assert!(are_notes(
+            &json!({"f:spec": {"f:template": {"f:metadata": annotation}}})
+        ));
+        assert!(!are_notes(
+            &json!({"f:metadata": annotation, "f:spec": {"f:replicas": {}}})
+        ));
+        assert!(!are_notes(&json!({"f:metadata": {"f:ownerReferences": {}}})));
     }
 
     #[test]

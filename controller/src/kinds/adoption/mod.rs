@@ -367,9 +367,12 @@ fn is_update_of(entry: &ManagedFieldsEntry, manager: &str) -> bool {
     is_whole_object(entry) && entry.operation.as_deref() == Some(UPDATE) && entry.manager.as_deref() == Some(manager)
 }
 
+/// Many programs go by the name that a framework gives to those that choose none. One that only annotates and labels is not the original,
+/// which writes whole objects. Where the fields are not told, they were looked at before.
 fn is_original(entry: &ManagedFieldsEntry, owner: &OwnerReference) -> bool {
     let managers = Original::of(owner).map_or(&[][..], |o| o.managers);
     managers.iter().any(|m| is_update_of(entry, m))
+        && entry.fields_v1.as_ref().is_none_or(|set| !fields::are_notes(&set.0))
 }
 
 #[cfg(test)]

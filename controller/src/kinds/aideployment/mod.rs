@@ -33,9 +33,9 @@ use super::adoption::Terms;
 use super::apply::Writer;
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
-use super::error::{Class, Error, TRANSIENT_TRIES};
+use super::error::Error;
 use super::hands::Hands;
-use super::memory::Memories;
+use super::memory::{Memories, contest};
 use super::runtime_classes::RuntimeClasses;
 use super::watch::Objects;
 use crate::cluster::ObjectKey;
@@ -101,26 +101,19 @@ pub async fn reconcile(object: &AIDeployment, room: &Room) -> Result<(), Error> 
                         .into(),
                 ),
                 Ok(()) => Acceptance::Valid(model.ignored),
-                Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
-                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
-                Err(error) => {
-                    let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
-                    if error.class() == Class::Transient && is_brief {
-                        return outcome;
-                    }
-                    Acceptance::ApplyFailed(error.to_string())
-                }
+                Err(error) => match Acceptance::of_failure(error, room.memories.get(&key).attempts) {
+                    Some(acceptance) => acceptance,
+                    None => return outcome,
+                },
             };
             (acceptance, outcome)
         }
     };
-    let contest = match &outcome {
-        Err(Error::AnotherOperator { since, .. }) => Some(*since),
-        _ => None,
-    };
-    // The original wipes conditions whenever it writes its status, and writes it whenever it sees ours change: told once is enough.
-    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
-    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+    let contest = contest(&outcome);
+    if room
+        .memories
+        .is_told(&key, contest, object.status.as_ref().map(|s| &*s.conditions))
+    {
         return outcome;
     }
     report(object, &key, &acceptance, room).await?;
@@ -218,7 +211,9 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         };
         match hands.apply(kind, object.clone(), seen.as_ref()).await {
             // The others are looked at all the same: each is left alone from its own last write of the original's on.
-            Err(other @ Error::AnotherOperator { .. }) => drop(contested.get_or_insert(other)),
+            Err(other @ (Error::AnotherOperator { .. } | Error::KeepsChanging { .. })) => {
+                contested.get_or_insert(other);
+            }
             done => done?,
         }
     }

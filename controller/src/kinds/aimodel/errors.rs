@@ -77,9 +77,13 @@ fn standing(object: &AIModel, before: &AIModelStatus) -> Option<String> {
     }
 }
 
-/// A namesake that is gone may have been meant.
+/// A namesake that is gone may have been meant: by UID, or by time where the worker does not know the UID.
 fn is_about(report: &Report, object: &AIModel) -> bool {
-    report.object.is_none() || report.object == object.metadata.uid
+    match (&report.object, &object.metadata.creation_timestamp) {
+        (Some(uid), _) => object.metadata.uid.as_ref() == Some(uid),
+        (None, Some(made)) => report.mark.time.as_second() >= made.0.as_second(),
+        (None, None) => true,
+    }
 }
 
 /// Whether this occurrence was taken note of: the same one, or one that was found in a list and is older.

@@ -95,16 +95,19 @@ impl Reports {
                     self.hear(&event, false, &tell);
                 }
                 Ok(Event::InitDone) => {
-                    self.0.lock().known.retain(|uid, _| listed.contains(uid));
+                    let mut heard = self.0.lock();
+                    heard.known.retain(|uid, _| listed.contains(uid));
+                    heard.waiting.retain(|_, report| listed.contains(&report.event));
+                    drop(heard);
                     listed.clear();
                 }
                 Ok(Event::Apply(event)) => self.hear(&event, true, &tell),
                 Ok(Event::Delete(event)) => {
-                    // Forgotten by the API server after an hour; what it led to stays.
-                    self.0
-                        .lock()
-                        .known
-                        .remove(event.metadata.uid.as_deref().unwrap_or_default());
+                    // Forgotten by the API server after an hour; what it led to stays. One that still waits is on no AIModel that exists.
+                    let uid = event.metadata.uid.as_deref().unwrap_or_default();
+                    let mut heard = self.0.lock();
+                    heard.known.remove(uid);
+                    heard.waiting.retain(|_, report| report.event != uid);
                 }
                 Err(error) => {
                     tracing::warn!(%error, watch = "Event", "watch broke; it is taken up again");

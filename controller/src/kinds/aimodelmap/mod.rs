@@ -22,12 +22,13 @@ use kube::ResourceExt;
 
 use self::fetch::Observed;
 use self::serve::Readers;
-use self::status::{Acceptance, View};
+use self::status::View;
 use self::validate::{Validated, validate};
+use super::acceptance::Acceptance;
 use super::adoption::Terms;
 use super::apply::Writer;
 use super::children::{Children, Kind};
-use super::error::{Class, Error, TRANSIENT_TRIES};
+use super::error::Error;
 use super::hands::Hands;
 use super::memory::Memories;
 use super::watch::key_of;
@@ -62,15 +63,10 @@ pub async fn reconcile(object: &AIModelMap, room: &Room) -> Result<(), Error> {
             let outcome = apply(&key, &map, &fetch::fetch(&key, &room.children), terms, room).await;
             let acceptance = match &outcome {
                 Ok(()) => Acceptance::Valid(map.ignored),
-                Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
-                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
-                Err(error) => {
-                    let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
-                    if error.class() == Class::Transient && is_brief {
-                        return outcome;
-                    }
-                    Acceptance::ApplyFailed(error.to_string())
-                }
+                Err(error) => match Acceptance::of_failure(error, room.memories.get(&key).attempts) {
+                    Some(acceptance) => acceptance,
+                    None => return outcome,
+                },
             };
             (acceptance, outcome)
         }

@@ -7,7 +7,6 @@ mod kind;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_crds::names;
 use futures::{Stream, StreamExt};
@@ -24,19 +23,17 @@ pub use self::child::Child;
 pub use self::kind::Kind;
 use super::adoption;
 use super::adoption::contests::Contests;
+use super::optional;
 use crate::cluster::ObjectKey;
 
-/// How often it is asked which optional APIs are there: one small request.
-const DISCOVERY: Duration = Duration::from_secs(10);
-
-/// Longest wait for the first list of an optional kind.
-const OPTIONAL_WAIT: Duration = Duration::from_secs(30);
-
-/// Answers in a row that an API is not there before it is believed of one that was: one of many API servers may have just started.
-const GONE_AFTER: u32 = 3;
-
-/// Wait after a question that found no answer.
-const RETRY: Duration = Duration::from_secs(1);
+/// Where an object was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// In the answer to a write, or in the course of a watch.
+    Watch,
+    /// In a list. It counts also where it is older than what was seen: the API server's data may have been restored from an earlier day.
+    List,
+}
 
 /// A [`Child`] at rest.
 #[derive(Debug)]
@@ -129,18 +126,18 @@ impl Children {
     pub fn observe(&self, kind: Kind, key: &ObjectKey, child: &Child) {
         let carries_label = child.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH);
         if carries_label {
-            self.keep(kind, key.clone(), &child.resource_version, &child.object);
+            self.keep(kind, key.clone(), &child.resource_version, &child.object, Seen::Watch);
         }
     }
 
-    fn keep(&self, kind: Kind, key: ObjectKey, resource_version: &str, object: &Value) {
+    fn keep(&self, kind: Kind, key: ObjectKey, resource_version: &str, object: &Value, from: Seen) {
         let mut kept = self.kept.write();
         let slot = (kind, key);
         // A watch may tell of what was before our own write; versions of one kind only grow.
-        if kept
+        let is_older = kept
             .get(&slot)
-            .is_some_and(|k| is_older(resource_version, &k.resource_version))
-        {
+            .is_some_and(|k| is_older(resource_version, &k.resource_version));
+        if is_older && from == Seen::Watch {
             return;
         }
         let json = object.to_string().into_boxed_str();
@@ -160,7 +157,7 @@ impl Children {
     }
 
     /// Waits until every kind that is always there was listed once, and it is known which others are. An optional API that ails is not
-    /// waited for longer than [`OPTIONAL_WAIT`]: then it counts as not served until it is listed.
+    /// waited for longer than [`optional::LONGEST_WAIT`]: then it counts as not served until it is listed.
     pub async fn wait_synced(&self) {
         let mut settled = self.settled.subscribe();
         let all = || Kind::ALWAYS.iter().chain(Kind::OPTIONAL);
@@ -184,29 +181,12 @@ impl Children {
         };
         let always = futures::future::join_all(Kind::ALWAYS.iter().map(|kind| follow(*kind)));
         let optional = Kind::OPTIONAL.iter().map(|kind| {
-            let follow = &follow;
-            let client = &client;
-            let serve = async move {
-                loop {
-                    let Some(is_there) = is_installed(client, *kind).await else {
-                        tokio::time::sleep(RETRY).await;
-                        continue;
-                    };
-                    if is_there {
-                        tokio::select! {
-                            () = follow(*kind) => {}
-                            () = gone(client, *kind) => {}
-                        }
-                        self.no_longer_served(*kind, changed);
-                    } else {
-                        // Nobody waits for an API that may never come.
-                        self.settle(*kind);
-                    }
-                    tokio::time::sleep(DISCOVERY).await;
-                }
-            };
+            // Nobody waits for an API that may never come.
+            let absent = || self.settle(*kind);
+            let ended = || self.no_longer_served(*kind, changed);
+            let serve = optional::while_installed(&client, *kind, || follow(*kind), absent, ended);
             let give_up = async move {
-                tokio::time::sleep(OPTIONAL_WAIT).await;
+                tokio::time::sleep(optional::LONGEST_WAIT).await;
                 self.settle(*kind);
             };
             futures::future::join(serve, give_up)
@@ -246,7 +226,7 @@ impl Children {
                 Ok(Event::InitApply(object)) => {
                     let key = key_of(&object);
                     listed.insert(key.clone());
-                    self.apply(kind, key, object, changed);
+                    self.apply(kind, key, object, Seen::List, changed);
                 }
                 Ok(Event::InitDone) => {
                     self.drop_unlisted(kind, &listed, changed);
@@ -256,7 +236,7 @@ impl Children {
                         self.settle(kind);
                     }
                 }
-                Ok(Event::Apply(object)) => self.apply(kind, key_of(&object), object, changed),
+                Ok(Event::Apply(object)) => self.apply(kind, key_of(&object), object, Seen::Watch, changed),
                 Ok(Event::Delete(object)) => {
                     let key = key_of(&object);
                     let version = object.metadata.resource_version.clone().unwrap_or_default();
@@ -270,7 +250,7 @@ impl Children {
         }
     }
 
-    fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, changed: &impl Fn(OwnerKey)) {
+    fn apply(&self, kind: Kind, key: ObjectKey, mut object: DynamicObject, from: Seen, changed: &impl Fn(OwnerKey)) {
         adoption::slim(&mut object.metadata);
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let owner = owner_of(&object, key.clone());
@@ -281,7 +261,13 @@ impl Children {
             .then(|| self.get(kind, &key)?.controller)
             .flatten()
             .map(|controller| owner_of_reference(Some(&controller), key.clone()));
-        self.keep(kind, key, &version, &serde_json::to_value(&object).unwrap_or_default());
+        self.keep(
+            kind,
+            key,
+            &version,
+            &serde_json::to_value(&object).unwrap_or_default(),
+            from,
+        );
         before.into_iter().for_each(changed);
         changed(owner);
     }
@@ -306,33 +292,6 @@ impl Children {
                 changed(owner);
             }
         }
-    }
-}
-
-/// Whether the API server serves a kind; `None`: it cannot be told.
-async fn is_installed(client: &Client, kind: Kind) -> Option<bool> {
-    let resource = kind.resource();
-    match client.list_api_group_resources(&resource.api_version).await {
-        Ok(list) => Some(list.resources.iter().any(|r| r.name == resource.plural)),
-        // Who may not ask may not use it either.
-        Err(kube::Error::Api(status)) if [401, 403, 404].contains(&status.code) => Some(false),
-        Err(error) => {
-            tracing::debug!(%error, kind = kind.as_str(), "cannot tell whether its API is installed");
-            None
-        }
-    }
-}
-
-/// Waits until the API server no longer serves a kind.
-async fn gone(client: &Client, kind: Kind) {
-    let mut in_a_row = 0;
-    while in_a_row < GONE_AFTER {
-        tokio::time::sleep(DISCOVERY).await;
-        in_a_row = match is_installed(client, kind).await {
-            Some(false) => in_a_row + 1,
-            Some(true) => 0,
-            None => in_a_row,
-        };
     }
 }
 
@@ -507,6 +466,7 @@ mod tests {
                 key,
                 "1",
                 &json!({"metadata": {"name": name, "namespace": "ns"}}),
+                Seen::Watch,
             );
         }
         let found = children.named_after(Kind::HttpRoute, &("ns".into(), "m".into()));
@@ -521,5 +481,23 @@ mod tests {
                 .is_empty()
         );
         assert!(!children.is_served(Kind::HttpRoute) && children.is_served(Kind::Service));
+    }
+
+    #[test]
+    fn what_is_listed_counts_even_where_it_is_older() {
+        let children = Children::default();
+        let service = |version: &str| {
+            let object = json!({"apiVersion": "v1", "kind": "Service",
+                "metadata": {"namespace": "ns", "name": "m", "resourceVersion": version}});
+            serde_json::from_value::<DynamicObject>(object).unwrap()
+        };
+        let key = ("ns".to_owned(), "m".to_owned());
+        let version = || children.get(Kind::Service, &key).unwrap().resource_version;
+        let tell = |_: OwnerKey| ();
+        children.apply(Kind::Service, key.clone(), service("900"), Seen::Watch, &tell);
+        children.apply(Kind::Service, key.clone(), service("100"), Seen::Watch, &tell);
+        assert_eq!(version(), "900", "the watch may be late");
+        children.apply(Kind::Service, key.clone(), service("100"), Seen::List, &tell);
+        assert_eq!(version(), "100", "the data were restored from an earlier day");
     }
 }

@@ -36,9 +36,9 @@ use super::adoption::{Terms, finalizers};
 use super::apply::{Writer, foreign_holder, timed};
 use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
-use super::error::{Class, Error, TRANSIENT_TRIES};
+use super::error::Error;
 use super::hands::Hands;
-use super::memory::Memories;
+use super::memory::{Memories, contest};
 use super::runtime_classes::RuntimeClasses;
 use super::wanted::Wanted;
 use super::watch::key_of;
@@ -84,26 +84,19 @@ pub async fn reconcile(object: &ModelDeployment, room: &Room) -> Result<(), Erro
             let outcome = Box::pin(apply(&model, object, room)).await;
             let acceptance = match &outcome {
                 Ok(notes) => Acceptance::Valid(model.ignored.iter().chain(notes).cloned().collect()),
-                Err(taken @ Error::NameTaken { .. }) => Acceptance::NameTaken(taken.to_string()),
-                Err(other @ Error::AnotherOperator { .. }) => Acceptance::AnotherOperator(other.to_string()),
-                Err(error) => {
-                    let is_brief = room.memories.get(&key).attempts < TRANSIENT_TRIES;
-                    if error.class() == Class::Transient && is_brief {
-                        return outcome.map(|_| ());
-                    }
-                    Acceptance::ApplyFailed(error.to_string())
-                }
+                Err(error) => match Acceptance::of_failure(error, room.memories.get(&key).attempts) {
+                    Some(acceptance) => acceptance,
+                    None => return outcome.map(|_| ()),
+                },
             };
             (acceptance, outcome.map(|_| ()), Some(model))
         }
     };
-    let contest = match &outcome {
-        Err(Error::AnotherOperator { since, .. }) => Some(*since),
-        _ => None,
-    };
-    // The original wipes conditions whenever it writes its status: told once is enough.
-    let is_wiped = || object.status.as_ref().is_none_or(|s| s.conditions.is_empty());
-    if contest.is_some() && room.memories.get(&key).contest_told == contest && is_wiped() {
+    let contest = contest(&outcome);
+    if room
+        .memories
+        .is_told(&key, contest, object.status.as_ref().map(|s| &*s.conditions))
+    {
         return outcome;
     }
     report(object, &acceptance, model.as_ref(), room).await?;
