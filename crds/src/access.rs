@@ -322,7 +322,7 @@ pub const ACCESS: &[Access] = &[
             KEDA,
             "scaledobjects",
             &["list", "watch", "get", "create", "patch", "delete"],
-            "Children of AIModels that are scaled by their backlog, where KEDA is installed.",
+            "Children of AIModels that are scaled by their backlog, where KEDA is installed; and leave the replicas of a Deployment to one of the user's.",
         )
     },
     Access {

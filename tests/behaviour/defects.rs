@@ -25,6 +25,13 @@ fn main() -> ExitCode {
         .trial("what others set on children stays", |c| {
             others_fields_stay(Fixture::new(c))
         })
+        .trial("a program that changes a child back is not fought for ever", |c| {
+            keeps_changing(Fixture::new(c))
+        })
+        .trial(
+            "notes of a program with the original's field manager are no contest",
+            |c| notes_of_manager(Fixture::new(c)),
+        )
         .run()
 }
 
@@ -169,4 +176,90 @@ async fn others_fields_stay(f: Fixture) -> anyhow::Result<()> {
     let ingress = ingresses.get("m").await?;
     ensure!(ingress.annotations().contains_key("cert-manager.example.com/issued"));
     f.delete_namespace(&ns).await
+}
+
+async fn keeps_changing(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("changes").await?;
+    let endpoint = json!([{"domain": "c.example.com", "port": 8080}]);
+    let mut object = on_nodes("m", "a", endpoint);
+    object["spec"]["deployment"]["nodeSelector"] = json!({});
+    f.apply(&ns, object.clone()).await?;
+    expect_status(&f, &ns, "m", "Ready").await?;
+
+    let services = Api::<Service>::namespaced(f.client(), &ns);
+    let fighter = {
+        let services = services.clone();
+        tokio::spawn(async move {
+            loop {
+                let ports = json!({"spec": {"ports": [{"port": 8080, "targetPort": 9999}]}});
+                // Its own failures are of no interest.
+                let _ = services
+                    .patch("m", &PatchParams::apply("fighter"), &Patch::Strategic(&ports))
+                    .await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+    };
+    let said = f
+        .expect_condition(&ns, "m", "Accepted", ("False", "ChildKeepsChanging"))
+        .await?;
+    ensure!(said.contains("targetPort") && said.contains("Service"), "{said}");
+    let writes = async || {
+        let all = f.controller_writes("services").await?;
+        anyhow::Ok(all.iter().filter(|w| w.contains(&ns) && w.starts_with("patch")).count())
+    };
+    let before = writes().await?;
+    // Others go on, and take longer than a fight would pause.
+    f.apply(&ns, {
+        let mut other = on_nodes("other", "a", json!([]));
+        other["spec"]["deployment"]["nodeSelector"] = json!({});
+        other
+    })
+    .await?;
+    expect_status(&f, &ns, "other", "Ready").await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after = writes().await?;
+    ensure!(before <= 10 && after <= before + 2, "{before} writes, then {after}");
+
+    // An edit is no repair: it is carried out at once.
+    fighter.abort();
+    object["spec"]["service"] = json!({"labels": {"edited": "1"}});
+    f.apply(&ns, object).await?;
+    f.expect_condition(&ns, "m", "Accepted", ("True", "Valid")).await?;
+    let service = services.get("m").await?;
+    let port = json!(service.spec.context("spec")?.ports);
+    ensure!(
+        port[0]["targetPort"] == 8080 && service.metadata.labels.is_some_and(|l| l.contains_key("edited")),
+        "{port}"
+    );
+    Ok(())
+}
+
+async fn notes_of_manager(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("notes").await?;
+    let mut object = on_nodes("m", "a", json!([{"domain": "n.example.com", "port": 8080}]));
+    object["spec"]["deployment"]["nodeSelector"] = json!({});
+    f.apply(&ns, object.clone()).await?;
+    expect_status(&f, &ns, "m", "Ready").await?;
+    // What a program made with the usual framework is called that chooses no name.
+    let manager = PatchParams::apply("manager");
+    let note = json!({"metadata": {"annotations": {"example.com/note": "kept"}, "labels": {"example.com/team": "a"}}});
+    let services = Api::<Service>::namespaced(f.client(), &ns);
+    let deployments = Api::<Deployment>::namespaced(f.client(), &ns);
+    services.patch("m", &manager, &Patch::Merge(&note)).await?;
+    deployments.patch("m", &manager, &Patch::Merge(&note)).await?;
+
+    object["spec"]["service"] = json!({"labels": {"edited": "1"}});
+    object["spec"]["env"] = json!([{"name": "EDITED", "value": "1"}]);
+    f.apply(&ns, object).await?;
+    f.expect_condition(&ns, "m", "Accepted", ("True", "Valid")).await?;
+    let service = services.get("m").await?;
+    ensure!(
+        service.labels().contains_key("edited") && service.annotations().contains_key("example.com/note"),
+        "{:?}",
+        service.metadata
+    );
+    let env = json!(deployments.get("m").await?.spec.context("spec")?.template);
+    ensure!(env.to_string().contains("EDITED"), "{env}");
+    Ok(())
 }

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use berth_crds::premlabs::AIDeployment;
 use berth_crds::youxam::{AIModel, keys};
 use berth_local::{Fleet, NodeSpec};
 use berth_tests::{Fixture, Suite, condition, eventually};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
         .trial("a backlog adds workers and its end takes them away", move |c| {
             backlog(Fixture::new(c), pulsar)
         })
+        .trial(
+            "a ScaledObject of the user's has the replicas, also while it is paused",
+            |c| paused(Fixture::new(c)),
+        )
         .run()
 }
 
@@ -241,4 +246,81 @@ async fn backlog(f: Fixture, pulsar: Pulsar) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// KEDA takes its HorizontalPodAutoscaler away while a ScaledObject is paused, and sets the number itself.
+async fn paused(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("paused").await?;
+    let name = "web";
+    let object = json!({"apiVersion": "premlabs.io/v1alpha1", "kind": "AIDeployment", "metadata": {"name": name}, "spec": {
+        "engine": {"name": "generic"}, "endpoint": [],
+        "deployment": {"replicas": 2, "template": {"spec": {"containers": [{"name": "web", "image": "oven/bun:latest"}]}}}}});
+    f.apply(&ns, object).await?;
+    let deployments: Api<Deployment> = Api::namespaced(f.client(), &ns);
+    let expect = async |what: &str, wanted: i32| {
+        eventually(&format!("{what}: {wanted}"), SCALED, async || {
+            let is = deployments.get(name).await?.spec.context("spec")?.replicas;
+            ensure!(is == Some(wanted), "{is:?}");
+            Ok(())
+        })
+        .await
+    };
+    expect("as the spec says", 2).await?;
+
+    let resource = ApiResource {
+        group: "keda.sh".into(),
+        version: "v1alpha1".into(),
+        api_version: "keda.sh/v1alpha1".into(),
+        kind: "ScaledObject".into(),
+        plural: "scaledobjects".into(),
+    };
+    let scaled: Api<DynamicObject> = Api::namespaced_with(f.client(), &ns, &resource);
+    let user = PatchParams::apply("user").force();
+    let write = async |annotations: Value| {
+        // Never within these hours of the year but one minute: the number is the least.
+        let object = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"scaleTargetRef": {"name": name}, "minReplicaCount": 1, "maxReplicaCount": 5, "triggers": [{"type": "cron",
+                "metadata": {"timezone": "Etc/UTC", "start": "0 0 29 2 *", "end": "1 0 29 2 *", "desiredReplicas": "4"}}]}});
+        scaled.patch(name, &user, &Patch::Apply(&object)).await
+    };
+    let autoscalers: Api<HorizontalPodAutoscaler> = Api::namespaced(f.client(), &ns);
+    let hpa = async |there: bool| {
+        eventually(&format!("KEDA's HPA is there: {there}"), SCALED, async || {
+            let found = autoscalers.list(&ListParams::default()).await?.items;
+            ensure!(found.is_empty() != there, "{found:?}");
+            Ok(())
+        })
+        .await
+    };
+    write(json!({})).await?;
+    hpa(true).await?;
+    expect("KEDA scales", 1).await?;
+
+    write(json!({"autoscaling.keda.sh/paused-replicas": "3"})).await?;
+    hpa(false).await?;
+    expect("KEDA's number while it is paused", 3).await?;
+    // Whatever makes Berth look again leaves it.
+    let looked = async |n: u32| {
+        let edit = json!({"spec": {"env": [{"name": "LOOK", "value": n.to_string()}]}});
+        let models: Api<AIDeployment> = Api::namespaced(f.client(), &ns);
+        models.patch(name, &PatchParams::default(), &Patch::Merge(edit)).await?;
+        eventually("the edit is in the Deployment", SOON, async || {
+            let template = json!(deployments.get(name).await?.spec.context("spec")?.template);
+            ensure!(
+                template.to_string().contains(&format!("\"value\":\"{n}\"")),
+                "{template}"
+            );
+            Ok(())
+        })
+        .await
+    };
+    for n in 0..3 {
+        looked(n).await?;
+        let is = deployments.get(name).await?.spec.context("spec")?.replicas;
+        ensure!(is == Some(3), "look {n}: {is:?}");
+    }
+
+    scaled.delete(name, &DeleteParams::default()).await?;
+    expect("the spec's again, when the ScaledObject is gone", 2).await
 }
