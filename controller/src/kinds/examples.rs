@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::aideployment::fixtures::{defaults, maps, read_with};
-use super::subset::differences;
 use super::{aimodel, aimodelmap, mlmodel, modeldeployment};
+use crate::kinds::children::subset::differences;
 
 fn manifests() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");

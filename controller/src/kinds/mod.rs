@@ -1,46 +1,25 @@
 //! One folder a kind, all with the same rooms: fetch (what is watched) → validate (pure) → build (pure) → apply (shared, I/O) →
-//! status (pure).
+//! status (pure). Four folders are shared by all kinds.
 //!
 //! ```text
-//! watch           objects of a kind, and when they are looked at
-//! children        what Berth made, as last seen ─► wakes ┐
-//! runtime_classes, autoscalers                           ├─► a kind's look at one object
-//! cluster         pods and placement's conclusions       ┘        │
-//! apply ◄── subset (does it still hold?) ◄── intents ◄────────────┘
-//!   └─ adoption (what an original operator left behind)
-//! status ◄── notices, memory, error (when to look again)
+//! watch      objects of a kind, and when each is looked at ──┐
+//! children   what Berth made, as last seen                   ├─► a kind's look at one object ─► children (apply, adoption)
+//! workload   its pods, their GPUs, who scales them           ┘                               └► status (conditions, Events)
 //! ```
 
-mod acceptance;
-mod adoption;
 mod aideployment;
 mod aimodel;
 mod aimodelmap;
-mod apply;
 mod autonodelabeler;
-mod autoscalers;
 mod children;
 mod config_map;
 mod dns;
 mod error;
 #[cfg(test)]
 mod examples;
-mod gpus;
-mod hands;
-mod jobs;
-mod memory;
 mod mlmodel;
 mod modeldeployment;
-mod optional;
-mod pods;
-mod problems;
-mod repairs;
-mod runtime_classes;
 mod status;
-mod subset;
-mod unreadable;
-mod wakes;
-mod wanted;
 mod watch;
 mod workload;
 
@@ -59,10 +38,10 @@ use crate::context::Context;
 /// Serves every kind, until the process ends.
 pub async fn run(context: Context) {
     let children = Arc::new(children::Children::default());
-    let runtime_classes = Arc::new(runtime_classes::RuntimeClasses::default());
+    let runtime_classes = Arc::new(workload::runtime_classes::RuntimeClasses::default());
     let maps = Arc::new(watch::Objects::<AIModelMap>::default());
     let references = Arc::new(aideployment::references::References::default());
-    let mut wakes = wakes::Wakes::default();
+    let mut wakes = watch::wakes::Wakes::default();
     let aideployments_to_look_at = wakes.of::<AIDeployment>();
     let maps_to_look_at = wakes.of::<AIModelMap>();
     let aimodels_to_look_at = wakes.of::<AIModel>();
@@ -85,7 +64,7 @@ pub async fn run(context: Context) {
             classes.run(client, tell).await;
         }
     };
-    let autoscalers = Arc::new(autoscalers::Autoscalers::default());
+    let autoscalers = Arc::new(workload::autoscalers::Autoscalers::default());
     let watch_autoscalers = {
         let autoscalers = autoscalers.clone();
         let (aideployments, aimodels) = (aideployments_to_look_at.clone(), aimodels_to_look_at.clone());

@@ -7,7 +7,7 @@ use berth_crds::conditions::Reason;
 use super::build::engines::config_map_name;
 use crate::cluster::{ObjectKey, Picture, Pod, Served};
 use crate::kinds::children::{Child, Children, Kind};
-use crate::kinds::pods;
+use crate::kinds::workload::pods;
 use crate::placement::Outcome;
 
 /// The surroundings of one AIDeployment.

@@ -12,8 +12,8 @@ use super::build::{Children, build};
 use super::fetch::Observed;
 use super::models::Maps;
 use super::validate::{Defaults, Surroundings, Validated, validate};
-use crate::kinds::problems::Problems;
-use crate::kinds::subset::pruned;
+use crate::kinds::children::subset::pruned;
+use crate::kinds::status::problems::Problems;
 use crate::kinds::watch::key_of;
 
 /// An AIDeployment `name` in namespace `shop` with this spec in YAML.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::build::engines::ENGINES;
 use super::models::{self, Maps, ResolvedModel};
 use crate::cluster::ObjectKey;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Hash of what AIModelMaps give to the models; empty where none is named.
 pub fn map_inputs(own: &ObjectKey, spec: &AIDeploymentSpec, maps: &Maps) -> String {

@@ -29,17 +29,17 @@ use self::models::Maps;
 use self::references::References;
 use self::status::{Acceptance, View};
 use self::validate::{Defaults, Surroundings, Validated, validate};
-use super::adoption::Terms;
-use super::apply::Writer;
-use super::autoscalers::Autoscalers;
 use super::children::{Child, Children, Kind};
 use super::error::Error;
-use super::hands::Hands;
-use super::memory::{Memories, contest};
-use super::runtime_classes::RuntimeClasses;
 use super::watch::Objects;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
+use crate::kinds::children::adoption::Terms;
+use crate::kinds::children::apply::Writer;
+use crate::kinds::children::hands::Hands;
+use crate::kinds::watch::memory::{Memories, contest};
+use crate::kinds::workload::autoscalers::Autoscalers;
+use crate::kinds::workload::runtime_classes::RuntimeClasses;
 
 /// What is watched for AIDeployments besides pods.
 pub struct Seen {

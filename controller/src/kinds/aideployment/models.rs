@@ -13,7 +13,7 @@ use kube::ResourceExt;
 
 use super::build::engines::{Engine, ModelField};
 use crate::cluster::ObjectKey;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 use crate::kinds::watch::Guarded;
 
 /// AIModelMaps that the spec names, as far as they exist.

@@ -13,8 +13,8 @@ use super::{Room, Seen, reconcile};
 use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
 use crate::kinds::error::Error;
-use crate::kinds::memory::Memories;
-use crate::kinds::unreadable;
+use crate::kinds::status::unreadable;
+use crate::kinds::watch::memory::Memories;
 use crate::kinds::watch::{self, News, batches};
 
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::build::selector;
 use super::fetch::Observed;
-pub use crate::kinds::acceptance::Acceptance;
-use crate::kinds::acceptance::accepted;
+pub use crate::kinds::status::acceptance::Acceptance;
+use crate::kinds::status::acceptance::accepted;
 use crate::kinds::workload::{Sight, Workload, available, node_of, placed};
 use crate::placement::Outcome;
 

@@ -6,7 +6,7 @@ use berth_crds::youxam::keys;
 
 use crate::cluster::{ObjectKey, Picture, Pod, Served};
 use crate::kinds::children::{Child, Children, Kind};
-use crate::kinds::pods;
+use crate::kinds::workload::pods;
 use crate::placement::Outcome;
 
 /// The surroundings of one AIModel.

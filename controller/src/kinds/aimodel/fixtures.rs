@@ -7,7 +7,7 @@ use super::fetch::Observed;
 use super::validate::{Defaults, Validated, validate};
 use crate::args::Pulsar;
 use crate::kinds::children::Child;
-use crate::kinds::problems::Problems;
+use crate::kinds::status::problems::Problems;
 
 /// What the tests' installation says, with this of Pulsar changed.
 pub fn defaults(change: impl FnOnce(&mut Pulsar)) -> Defaults {

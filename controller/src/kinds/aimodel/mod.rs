@@ -30,18 +30,18 @@ use self::fetch::Observed;
 use self::reports::Reports;
 use self::status::View;
 use self::validate::{Defaults, Validated, validate};
-use super::acceptance::Acceptance;
-use super::adoption::Terms;
-use super::apply::{Writer, timed};
-use super::autoscalers::Autoscalers;
 use super::children::{Children, Kind};
 use super::error::Error;
-use super::hands::Hands;
-use super::memory::{Memories, contest};
-use super::runtime_classes::RuntimeClasses;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
+use crate::kinds::children::adoption::Terms;
+use crate::kinds::children::apply::{Writer, timed};
+use crate::kinds::children::hands::Hands;
+use crate::kinds::status::acceptance::Acceptance;
+use crate::kinds::watch::memory::{Memories, contest};
+use crate::kinds::workload::autoscalers::Autoscalers;
+use crate::kinds::workload::runtime_classes::RuntimeClasses;
 
 /// What is watched for AIModels besides pods and Events.
 pub struct Seen {

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::errors::{FAILED, RUNNING, Verdict};
 use super::fetch::Observed;
 use super::validate::Scaling;
-use crate::kinds::acceptance::{Acceptance, accepted};
 use crate::kinds::children::Child;
+use crate::kinds::status::acceptance::{Acceptance, accepted};
 use crate::kinds::workload::{Sight, Workload, available, placed};
 
 /// `message` while all is well.

@@ -24,16 +24,16 @@ use self::fetch::Observed;
 use self::serve::Readers;
 use self::status::View;
 use self::validate::{Validated, validate};
-use super::acceptance::Acceptance;
-use super::adoption::Terms;
-use super::apply::Writer;
 use super::children::{Children, Kind};
 use super::error::Error;
-use super::hands::Hands;
-use super::memory::Memories;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
+use crate::kinds::children::adoption::Terms;
+use crate::kinds::children::apply::Writer;
+use crate::kinds::children::hands::Hands;
+use crate::kinds::status::acceptance::Acceptance;
+use crate::kinds::watch::memory::Memories;
 
 /// What every look at an AIModelMap is given.
 pub struct Room {

@@ -13,8 +13,8 @@ use crate::cluster::{ObjectKey, Queue};
 use crate::context::Context;
 use crate::kinds::children::Children;
 use crate::kinds::error::Error;
-use crate::kinds::memory::Memories;
-use crate::kinds::unreadable;
+use crate::kinds::status::unreadable;
+use crate::kinds::watch::memory::Memories;
 use crate::kinds::watch::{self, Guarded, News, Objects, batches, key_of};
 
 /// Serves AIModelMaps, until the process ends; `wakes` are those that others found to be looked at. `changed` is told when what a reference

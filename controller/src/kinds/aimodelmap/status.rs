@@ -4,7 +4,7 @@ use berth_crds::conditions;
 use berth_crds::premlabs::AIModelMapStatus;
 use jiff::Timestamp;
 
-use crate::kinds::acceptance::{Acceptance, accepted};
+use crate::kinds::status::acceptance::{Acceptance, accepted};
 
 /// All that a status is computed from.
 #[derive(Debug, Clone)]

@@ -2,8 +2,8 @@ use kube::core::DeserializeGuard;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kinds::problems::Problems;
-use crate::kinds::subset::pruned;
+use crate::kinds::children::subset::pruned;
+use crate::kinds::status::problems::Problems;
 use crate::kinds::watch::{Guarded, News};
 
 fn map(name: &str, spec: Value) -> AIModelMap {

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
 use crate::kinds::config_map;
-use crate::kinds::problems::{Findings, Problems};
+use crate::kinds::status::problems::{Findings, Problems};
 
 /// Longest value of a label, in characters.
 const LABEL: usize = 63;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::cluster::ObjectKey;
 use crate::context::Context;
-use crate::kinds::unreadable;
+use crate::kinds::status::unreadable;
 
 /// What is told of one that cannot be read.
 const UNREADABLE: unreadable::Kind = unreadable::Kind {

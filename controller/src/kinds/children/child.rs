@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::DynamicObject;
 use serde_json::Value;
 
-use crate::kinds::adoption;
+use super::adoption;
 
 /// A child as last seen.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,19 @@
 //! The children that Berth made, as last seen: one watch a kind, filtered by the managed-by label, for all kinds of owners.
 //!
+//! ```text
+//! hands (one child) ─► apply (decide, one request) ◄── subset (does it still hold?)
+//!   └ repairs            └ adoption (what an original operator left behind)
+//! ```
+//!
 //! Kept as compact JSON text: an object is looked at a few times in its life and held for all of it.
+
+pub mod adoption;
+pub mod apply;
+pub mod hands;
+pub mod optional;
+pub mod repairs;
+pub mod subset;
+pub mod wanted;
 
 mod child;
 mod kind;
@@ -19,11 +32,9 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use self::adoption::contests::Contests;
 pub use self::child::Child;
 pub use self::kind::Kind;
-use super::adoption;
-use super::adoption::contests::Contests;
-use super::optional;
 use crate::cluster::ObjectKey;
 
 /// Where an object was seen.

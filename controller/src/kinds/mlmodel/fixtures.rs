@@ -10,9 +10,9 @@ use super::fetch::Observed;
 use super::stage::Stage;
 use super::validate::{Defaults, Validated, validate};
 use crate::kinds::children::Child;
-use crate::kinds::problems::Problems;
-use crate::kinds::subset::pruned;
-use crate::kinds::wanted::Wanted;
+use crate::kinds::children::subset::pruned;
+use crate::kinds::children::wanted::Wanted;
+use crate::kinds::status::problems::Problems;
 
 /// The larger of the original's samples.
 pub const SAMPLE: &str = "

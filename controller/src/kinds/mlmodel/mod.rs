@@ -31,18 +31,18 @@ use self::fetch::Observed;
 use self::stage::{Stage, stage};
 use self::status::View;
 use self::validate::{Defaults, Validated, validate};
-use super::acceptance::Acceptance;
-use super::adoption::{Terms, finalizers};
-use super::apply::{Writer, foreign_holder, timed};
 use super::children::{Child, Children, Kind};
 use super::error::Error;
-use super::hands::Hands;
-use super::memory::{Memories, contest};
-use super::runtime_classes::RuntimeClasses;
-use super::wanted::Wanted;
 use super::watch::key_of;
 use crate::cluster::ObjectKey;
 use crate::context::Context;
+use crate::kinds::children::adoption::{Terms, finalizers};
+use crate::kinds::children::apply::{Writer, foreign_holder, timed};
+use crate::kinds::children::hands::Hands;
+use crate::kinds::children::wanted::Wanted;
+use crate::kinds::status::acceptance::Acceptance;
+use crate::kinds::watch::memory::{Memories, contest};
+use crate::kinds::workload::runtime_classes::RuntimeClasses;
 
 /// What every look at an MLModel is given.
 pub struct Room {

@@ -14,10 +14,10 @@ use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
 use crate::kinds::children::Children;
 use crate::kinds::error::Error;
-use crate::kinds::memory::Memories;
-use crate::kinds::runtime_classes::RuntimeClasses;
-use crate::kinds::unreadable;
+use crate::kinds::status::unreadable;
+use crate::kinds::watch::memory::Memories;
 use crate::kinds::watch::{self, batches, key_of};
+use crate::kinds::workload::runtime_classes::RuntimeClasses;
 
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.
 const RUNTIME_CLASSES_WAIT: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fetch::Observed;
 use crate::kinds::children::Child;
-use crate::kinds::jobs::outcome;
+use crate::kinds::workload::jobs::outcome;
 
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::fetch::Observed;
 use super::stage::{Stage, is_bound};
-use crate::kinds::acceptance::{Acceptance, accepted};
 use crate::kinds::children::Child;
+use crate::kinds::status::acceptance::{Acceptance, accepted};
 use crate::kinds::workload::{Sight, Workload, available, is_overdue, is_stuck, placed, trouble};
 
 /// Values of `phase`, as the original has them.

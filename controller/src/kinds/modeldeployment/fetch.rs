@@ -8,9 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::served::Served as Record;
 use crate::cluster::{ObjectKey, Picture, Pod, Served};
-use crate::kinds::apply::{Holder, foreign_holder};
+use crate::kinds::children::apply::{Holder, foreign_holder};
 use crate::kinds::children::{Child, Children, Kind};
-use crate::kinds::pods;
+use crate::kinds::workload::pods;
 use crate::placement::Outcome;
 
 /// The surroundings of one ModelDeployment.

@@ -13,10 +13,10 @@ use super::validate::{Defaults, owner, validate};
 use super::{Room, Seen, observe, reconcile, stage, stage_of, status};
 use crate::cluster::{Cluster, ObjectKey, Queue};
 use crate::context::Context;
-use crate::kinds::adoption::finalizers;
+use crate::kinds::children::adoption::finalizers;
 use crate::kinds::error::Error;
-use crate::kinds::memory::Memories;
-use crate::kinds::unreadable;
+use crate::kinds::status::unreadable;
+use crate::kinds::watch::memory::Memories;
 use crate::kinds::watch::{self, batches, key_of};
 
 /// Longest wait for RuntimeClasses before the first look: without them only one message is missing.

@@ -8,7 +8,7 @@ use berth_crds::sathvik::ModelDeploymentSpec;
 use serde::{Deserialize, Serialize};
 
 use super::validate::{Defaults, Server, server};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// The user's part of what is served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::fetch::Observed;
 use super::validate::Validated;
 use crate::kinds::children::Child;
-use crate::kinds::jobs::outcome;
+use crate::kinds::workload::jobs::outcome;
 
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

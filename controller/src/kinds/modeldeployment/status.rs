@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::fetch::Observed;
 use super::stage::{Stage, is_rolled_out};
 use super::validate::Validated;
-use crate::kinds::acceptance::{Acceptance, accepted};
 use crate::kinds::children::Child;
+use crate::kinds::status::acceptance::{Acceptance, accepted};
 use crate::kinds::workload::{Sight, Workload, available, is_overdue, is_stuck, placed, trouble};
 use crate::metrics::Validation;
 

@@ -16,8 +16,8 @@ use super::runtime::{RUNTIMES, Runtime};
 use super::served::Served;
 use crate::args::Settings;
 use crate::kinds::dns::{LABEL, is_dns_label};
-use crate::kinds::gpus::{self, Wish, amount};
-use crate::kinds::problems::{Findings, Problems};
+use crate::kinds::status::problems::{Findings, Problems};
+use crate::kinds::workload::gpus::{self, Wish, amount};
 
 /// Longest name: the Deployment is `inference-<name>`.
 const NAME: usize = 53;

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::engines::ConfigFile;
 use super::{node_affinity, selector};
 use crate::kinds::aideployment::validate::{Placing, Validated};
-use crate::kinds::gpus::{gate, tolerate};
+use crate::kinds::workload::gpus::{gate, tolerate};
 
 /// The template of all pods.
 pub fn template(model: &Validated) -> PodTemplateSpec {

@@ -4,8 +4,8 @@ use super::build;
 use super::engines::ConfigFile;
 use crate::kinds::aideployment::fetch::Observed;
 use crate::kinds::aideployment::fixtures::{aideployment, children, defaults, maps, model_map, read, read_with, sent};
-use crate::kinds::apply::Intent;
 use crate::kinds::children::Kind;
+use crate::kinds::children::apply::Intent;
 
 /// The whole of an AIDeployment's children in one value, as sent.
 fn all(name: &str, spec: &str) -> Value {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cluster::{Container, Pod, Scheduling};
 use crate::kinds::children::Child;
-use crate::kinds::problems::Problems;
+use crate::kinds::status::problems::Problems;
 
 type Pods = Vec<(Pod, Option<Outcome>)>;
 

@@ -4,7 +4,7 @@ use berth_crds::premlabs::aideployment::ModelCache;
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, PodSpec, Volume, VolumeMount};
 
 use crate::kinds::aideployment::build::engines::Serving;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// The volume that engines keep models in.
 const MODELS: &str = "models";

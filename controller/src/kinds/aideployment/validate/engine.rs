@@ -9,7 +9,7 @@ use super::{Surroundings, gpu, resources};
 use crate::cluster::ObjectKey;
 use crate::kinds::aideployment::build::engines::{Asked, ENGINES, ModelField, Serving, template_containers};
 use crate::kinds::aideployment::models;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// What the engine makes of the spec; nothing without an engine, and where it found a problem.
 pub fn read(

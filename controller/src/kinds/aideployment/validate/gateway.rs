@@ -2,7 +2,7 @@
 
 use berth_crds::premlabs::aideployment::{AIDeploymentSpec, ParentReference};
 
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Most hosts of one HTTPRoute.
 const MOST_HOSTS: usize = 16;

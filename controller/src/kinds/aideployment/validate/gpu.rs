@@ -8,8 +8,8 @@ use berth_crds::premlabs::aideployment::{Accelerator, DeploymentOptions, OnNoFit
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::kinds::gpus::{Gpus, amount, is_class};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
+use crate::kinds::workload::gpus::{Gpus, amount, is_class};
 
 /// Most GPUs that one pod can ask for: far above any machine, far below overflow.
 const MOST: f64 = 1024.0;

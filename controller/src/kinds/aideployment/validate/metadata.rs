@@ -6,7 +6,7 @@ use berth_core::labels::grammar;
 use berth_crds::premlabs::aideployment::AIDeploymentSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Most bytes of all annotations of an object, keys and values.
 const ANNOTATIONS: usize = 256 * 1024;

@@ -29,8 +29,8 @@ use super::build::engines::{Serving, template_containers};
 use super::models::Maps;
 pub use crate::args::Image;
 use crate::args::Settings;
-use crate::kinds::gpus;
-use crate::kinds::problems::{Findings, Problems};
+use crate::kinds::status::problems::{Findings, Problems};
+use crate::kinds::workload::gpus;
 
 pub use gpu::{Placed, Placing};
 

@@ -1,7 +1,7 @@
 //! Names that children must be able to bear.
 
 use crate::kinds::dns::{LABEL, is_dns_label};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Longest DNS name, in characters.
 const NAME: usize = 253;

@@ -3,7 +3,7 @@
 use berth_crds::premlabs::aideployment::{DeploymentOptions, ProbeTiming};
 use k8s_openapi::api::core::v1::{Container, Probe};
 
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Lays the timings over the container's probes. `has_container` is false where the engine could not be read: then a probe that is not
 /// there is no finding.

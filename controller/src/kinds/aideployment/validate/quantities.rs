@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::kinds::gpus::is_quantity;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
+use crate::kinds::workload::gpus::is_quantity;
 
 /// Checks every quantity of the environment of the engine, and of the template's pod spec.
 pub fn check(variables: &[EnvVar], spec: &PodSpec, findings: &mut Findings) {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::kinds::gpus::amount;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
+use crate::kinds::workload::gpus::amount;
 
 type Amounts = BTreeMap<String, Quantity>;
 

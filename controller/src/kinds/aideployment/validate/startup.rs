@@ -3,7 +3,7 @@
 use berth_crds::premlabs::aideployment::DeploymentOptions;
 use k8s_openapi::api::core::v1::Container;
 
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 const PATH: &str = "spec.deployment.startupTimeoutSeconds";
 /// Longest budget, a week: beyond it nobody waits for a start.

@@ -465,9 +465,9 @@ proptest! {
     fn no_spec_panics(name in text(), spec in spec()) {
         use crate::kinds::aideployment::build::build;
         use crate::kinds::aideployment::fetch::Observed;
-        use crate::kinds::apply::Intent;
+        use crate::kinds::children::apply::Intent;
         use crate::kinds::children::Kind;
-        use crate::kinds::subset::differences;
+        use crate::kinds::children::subset::differences;
 
         let object = from_json(&name, spec);
         let all = maps([model_map("shop", "m", json!({"vllm": [{"variant": "m", "uri": "u"}]}))]);

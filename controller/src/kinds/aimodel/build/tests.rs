@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::kinds::aimodel::fixtures::{aimodel, child, defaults, observed, read, sample};
 use crate::kinds::aimodel::validate::validate;
-use crate::kinds::subset::pruned;
+use crate::kinds::children::subset::pruned;
 
 fn sent(object: &impl serde::Serialize) -> Value {
     pruned(serde_json::to_value(object).unwrap())

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::kinds::aimodel::fixtures::{child, observed};
-use crate::kinds::problems::Problems;
+use crate::kinds::status::problems::Problems;
 
 fn scaling() -> Scaling {
     Scaling {

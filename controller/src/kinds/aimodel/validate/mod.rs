@@ -12,8 +12,8 @@ use kube::{Resource, ResourceExt};
 
 use crate::args::{Pulsar, Settings};
 use crate::kinds::dns::{LABEL, is_dns_label};
-use crate::kinds::gpus::{self, Wish};
-use crate::kinds::problems::{Findings, Problems};
+use crate::kinds::status::problems::{Findings, Problems};
+use crate::kinds::workload::gpus::{self, Wish};
 
 /// Requests that a worker may work on at a time, where the spec does not say.
 const MAX_PROCESS_NUM: i32 = 128;

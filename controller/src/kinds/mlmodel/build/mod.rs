@@ -19,8 +19,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::fetch::Observed;
 use super::stage::{Failure, Stage, is_bound};
 use super::validate::Validated;
-use crate::kinds::gpus::amount;
-use crate::kinds::wanted::Wanted;
+use crate::kinds::children::wanted::Wanted;
+use crate::kinds::workload::gpus::amount;
 
 /// Times that the download's pods may fail before the Job does.
 const BACKOFF_LIMIT: i32 = 3;

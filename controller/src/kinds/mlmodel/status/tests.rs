@@ -2,12 +2,12 @@ use serde_json::json;
 
 use super::*;
 use crate::cluster::{Container, Pod};
+use crate::kinds::children::wanted::Wanted;
 use crate::kinds::mlmodel::build::build;
 use crate::kinds::mlmodel::fixtures::{SAVED_MODEL, claim, deployment, job, model, seen, sent};
 use crate::kinds::mlmodel::stage::{Failure, stage};
 use crate::kinds::mlmodel::validate::Validated;
-use crate::kinds::problems::Problems;
-use crate::kinds::wanted::Wanted;
+use crate::kinds::status::problems::Problems;
 
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Claims of fixtures are made at midnight.
@@ -180,7 +180,7 @@ fn ready_means_that_a_server_is() {
 #[test]
 fn pods_that_wait_for_a_gpu_have_not_failed() {
     let mut gpus = model(SAVED_MODEL);
-    gpus.gpus = Some(crate::kinds::gpus::Wish {
+    gpus.gpus = Some(crate::kinds::workload::gpus::Wish {
         count: 1,
         asked: [].into(),
     });

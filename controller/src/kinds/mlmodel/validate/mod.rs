@@ -20,8 +20,8 @@ use super::download::Download;
 use super::framework::{FRAMEWORKS, Framework, OTHER, Place, Start};
 use crate::args::Settings;
 use crate::kinds::dns::is_dns_label;
-use crate::kinds::gpus::{self, Wish, amount};
-use crate::kinds::problems::{Findings, Problems};
+use crate::kinds::status::problems::{Findings, Problems};
+use crate::kinds::workload::gpus::{self, Wish, amount};
 
 /// Longest name: the download's container is `<name>-download-container`, a DNS label.
 const NAME: usize = 44;

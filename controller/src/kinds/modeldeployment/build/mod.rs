@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::fetch::Observed;
 use super::stage::Stage;
 use super::validate::{Autoscale, Defaults, Server, Validated};
-use crate::kinds::wanted::Wanted;
+use crate::kinds::children::wanted::Wanted;
 
 /// Times that the validation's pods may fail before the Job does.
 const BACKOFF_LIMIT: i32 = 1;

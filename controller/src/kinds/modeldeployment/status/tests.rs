@@ -7,7 +7,7 @@ use crate::kinds::modeldeployment::fixtures::{
     annotated, children, deployment, job, model, read, sample, seen, sent, serving,
 };
 use crate::kinds::modeldeployment::stage::stage;
-use crate::kinds::problems::Problems;
+use crate::kinds::status::problems::Problems;
 
 fn at(second: i64) -> Timestamp {
     let created: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();

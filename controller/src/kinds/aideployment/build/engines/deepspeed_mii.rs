@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{LocalObjectReference, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Asked, Engine, ModelField, Probes, Serving, http_probe, one_model};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Port of the REST gateway in the image.
 const PORT: u16 = 8080;

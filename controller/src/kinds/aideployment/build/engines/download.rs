@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, EnvVar, VolumeMount};
 use super::names::Names;
 use super::{Asked, ModelField, Serving, uri};
 use crate::kinds::aideployment::models::ResolvedModel;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// The directory of models in the images that take downloads.
 pub const MODELS: &str = "/models";

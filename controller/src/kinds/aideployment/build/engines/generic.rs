@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerPort, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Asked, Engine, Serving, template_containers};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Service port where nothing says which port the program listens on, as in the original.
 const PORT: u16 = 8000;

@@ -12,7 +12,7 @@ use super::download::{InitContainers, MODELS, Script, checked_uri, is_http, vari
 use super::names::Names;
 use super::{Asked, ConfigFile, Engine, ModelField, Probes, Serving, config_map_name, http_probe};
 use crate::kinds::aideployment::models::ResolvedModel;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Port of the server in the image.
 const PORT: u16 = 8080;

@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::kinds::aideployment::models::ResolvedModel;
 use crate::kinds::aideployment::validate::{Defaults, Image};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Engines that are served.
 pub const ENGINES: &[&Engine] = &[

@@ -7,7 +7,7 @@ use super::download::Script;
 use super::{Asked, ENGINES, Serving};
 use crate::kinds::aideployment::fixtures::{aideployment, children, defaults, read, sent};
 use crate::kinds::aideployment::models::ResolvedModel;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Children in one value, as sent.
 fn all(name: &str, spec: &str) -> Value {

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
 use super::download::{InitContainers, MODELS, Script, checked_uri, is_archive, is_http};
 use super::{Asked, Engine, ModelField, Probes, Serving, http_probe};
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Port of the HTTP endpoint.
 const PORT: u16 = 8000;

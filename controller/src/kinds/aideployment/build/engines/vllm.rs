@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Probe, Volume};
 
 use super::{Asked, Engine, ModelField, Probes, Serving, http_probe, one_model, option};
 use crate::kinds::aideployment::models::ResolvedModel;
-use crate::kinds::problems::Findings;
+use crate::kinds::status::problems::Findings;
 
 /// Port of the server in the image.
 const PORT: u16 = 8000;

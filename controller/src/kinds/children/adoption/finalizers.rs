@@ -7,10 +7,10 @@ use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::kinds::apply::timed;
+use crate::kinds::children::apply::timed;
 use crate::kinds::error::Error;
-use crate::kinds::memory::Memories;
 use crate::kinds::status;
+use crate::kinds::watch::memory::Memories;
 use crate::kinds::watch::{key_of, kind_of};
 use crate::placement::patch::operations_patch;
 

@@ -3,8 +3,8 @@
 use berth_crds::conditions::{Desired, Reason, Status, Type};
 use berth_crds::names;
 
-use super::error::{Class, Error, TRANSIENT_TRIES};
 use super::problems::Problems;
+use crate::kinds::error::{Class, Error, TRANSIENT_TRIES};
 
 /// Whether the spec could be carried out.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,11 +10,11 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
 use super::apply::{Applied, Decision, Intent, Writer, changed_by_others, decide, timed};
-use super::children::{Child, Children, Kind};
-use super::error::Error;
-use super::memory::Memories;
 use super::repairs::THEN_EVERY;
+use super::{Child, Children, Kind};
 use crate::cluster::ObjectKey;
+use crate::kinds::error::Error;
+use crate::kinds::watch::memory::Memories;
 
 /// All that it takes for one object.
 pub struct Hands<'a, S> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kube::Resource;
 
-use super::children::OwnerKey;
 use crate::cluster::{ObjectKey, Queue};
+use crate::kinds::children::OwnerKey;
 
 /// A queue of objects to look at for each kind that has children.
 #[derive(Debug, Default)]

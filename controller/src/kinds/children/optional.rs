@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::Client;
 
-use super::children::Kind;
+use super::Kind;
 
 /// How often it is asked which optional APIs are there: one small request.
 const DISCOVERY: Duration = Duration::from_secs(10);

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use berth_crds::names::{self, managers};
 
 use self::contests::Contests;
-use super::apply::Intent;
-use super::children::{Child, Kind};
+use crate::kinds::children::apply::Intent;
+use crate::kinds::children::{Child, Kind};
 use crate::placement::patch::escaped;
 
 /// An operator whose objects Berth takes over.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::children::Child;
+use crate::kinds::children::Child;
 
 /// Why a Job failed, in the words of its condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

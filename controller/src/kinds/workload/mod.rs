@@ -1,5 +1,11 @@
 //! A Deployment and its pods, and what is told about them: the conditions `Placed` and `Available`. Pure.
 
+pub mod autoscalers;
+pub mod gpus;
+pub mod jobs;
+pub mod pods;
+pub mod runtime_classes;
+
 use std::collections::BTreeSet;
 
 use berth_crds::conditions::{self, Desired, Reason, Status, Type};

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, PodTemplateSpec, Re
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube_quantity::ParsedQuantity;
 
-use super::problems::Findings;
 use crate::cluster::{class_list, compute_capability};
+use crate::kinds::status::problems::Findings;
 
 /// Most GPUs that one pod can ask for: far above any machine.
 const MOST: u32 = 1024;

@@ -8,6 +8,9 @@
 //!
 //! A kind brings a [`Room`], and a stream of keys for whatever else than its own events wakes an object: children, pods, what it refers to.
 
+pub mod memory;
+pub mod wakes;
+
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -26,8 +29,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
+use self::memory::Memories;
 use super::error::Error;
-use super::memory::Memories;
 use crate::cluster::{ObjectKey, Queue};
 
 /// As watched: an object that cannot be read does not stop the watch of all others.

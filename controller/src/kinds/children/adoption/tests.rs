@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::kinds::apply::{Decision, decide};
+use crate::kinds::children::apply::{Decision, decide};
 
 const OURS: &str = "berth/aideployment";
 

@@ -14,9 +14,9 @@ use kube::{Api, Client, Resource};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::children::Kind;
-use super::optional;
 use crate::cluster::ObjectKey;
+use crate::kinds::children::Kind;
+use crate::kinds::children::optional;
 
 /// Kinds of autoscalers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,11 +14,11 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::apply::timed;
-use super::error::Error;
-use super::status::{notices, tell};
+use super::{notices, tell};
 use crate::cluster::ObjectKey;
 use crate::context::Context;
+use crate::kinds::children::apply::timed;
+use crate::kinds::error::Error;
 
 /// A kind, as far as it has a say in this.
 #[derive(Debug, Clone, Copy)]

@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::adoption::{self, Evidence, Original, Terms};
-use super::children::{Child, Kind};
-use super::error::Error;
 use super::subset;
+use super::{Child, Kind};
 use crate::cluster::ObjectKey;
+use crate::kinds::error::Error;
 use crate::placement::patch::operations_patch;
 
 /// Longest wait for one answer of the API server.

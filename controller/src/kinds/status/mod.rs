@@ -1,5 +1,9 @@
 //! Telling what became of an object: its status, written only where it changed, and one Event a transition.
 
+pub mod acceptance;
+pub mod problems;
+pub mod unreadable;
+
 use berth_crds::conditions::{Reason, Type};
 use berth_crds::premlabs::{AIDeploymentStatus, AIModelMapStatus};
 use berth_crds::sathvik::ModelDeploymentStatus;
@@ -13,13 +17,13 @@ use kube::{Api, ResourceExt};
 use serde::Serialize;
 use serde_json::json;
 
-use super::apply::timed;
 use super::children::is_older;
 use super::error::Error;
-use super::memory::Memories;
 use super::watch::{Kind, key_of, kind_of};
 use crate::context::Context;
 use crate::events::Events;
+use crate::kinds::children::apply::timed;
+use crate::kinds::watch::memory::Memories;
 
 /// A transition that people should hear of.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use parking_lot::Mutex;
 
-use super::children::Kind;
-use super::error::{Class, Error, wait};
-use super::repairs::Repairs;
 use crate::cluster::ObjectKey;
+use crate::kinds::children::Kind;
+use crate::kinds::children::repairs::Repairs;
+use crate::kinds::error::{Class, Error, wait};
 
 /// Of one object.
 #[derive(Debug, Clone)]
