@@ -1,7 +1,9 @@
 //! `cargo xtask test`: everything that must hold before a change is merged; the first failure ends it.
 
+mod lanes;
+
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -39,11 +41,30 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     step("unit tests", || {
         cargo(&["test", "--workspace", "--lib", "--bins"], &filter)
     })?;
-    step("behaviour tests", || {
-        cargo(&["test", "--workspace", "--test", "*"], &filter)
-    })?;
+    step("behaviour tests", || behaviour(&filter))?;
     say!("\nall passed in {} s", started.elapsed().as_secs());
     Ok(())
+}
+
+/// Tests of whole programs, on clusters of their own.
+fn behaviour(filter: &[&str]) -> anyhow::Result<()> {
+    let mut build = command(&[
+        "test",
+        "--workspace",
+        "--test",
+        "*",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ])?;
+    let built = build.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    if !built.status.success() {
+        bail!("building the tests: {}", built.status);
+    }
+    let programs = lanes::programs(&String::from_utf8_lossy(&built.stdout))?;
+    let own = self::programs()?;
+    lanes::run(programs, |command| {
+        command.args(filter).env(PROGRAMS, &own).env("INSTA_UPDATE", "no");
+    })
 }
 
 /// Lint, refused values, and the rendered output against the golden files. Builds the control plane where it is not cached.
@@ -69,19 +90,22 @@ fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result
 }
 
 fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
-    let mut command = toolchain::cargo();
-    command
-        .current_dir(berth_local::checkout())
-        .args(args)
-        .args(filter)
-        .env(PROGRAMS, programs()?);
-    // Snapshots are compared, never accepted on the way.
-    command.env("INSTA_UPDATE", "no");
-    let status = command.status().context("cannot run cargo")?;
+    let status = command(args)?.args(filter).status().context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo {} {}: {status}", args.join(" "), filter.join(" "));
     }
     Ok(())
+}
+
+fn command(args: &[&str]) -> anyhow::Result<Command> {
+    let mut command = toolchain::cargo();
+    command
+        .current_dir(berth_local::checkout())
+        .args(args)
+        .env(PROGRAMS, programs()?)
+        // Snapshots are compared, never accepted on the way.
+        .env("INSTA_UPDATE", "no");
+    Ok(command)
 }
 
 /// This program was built into the same folder as the others.
