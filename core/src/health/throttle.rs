@@ -15,7 +15,7 @@ const LEAST_FOR_NOW: Duration = Duration::from_secs(60);
 const LEAST_FOR_MOSTLY: Duration = Duration::from_secs(300);
 
 /// How much the clocks were held down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Held {
     /// A tenth of the time.
     Now,
@@ -44,6 +44,16 @@ impl Duty {
         let stands_for = self
             .last
             .map_or(Duration::ZERO, |last| at.saturating_sub(last).min(MOST));
+        let held = if reasons & HELD_DOWN == 0 {
+            Duration::ZERO
+        } else {
+            stands_for
+        };
+        self.add(stands_for, held, at)
+    }
+
+    /// A span of time that ends at `at`, and how much of it the clocks were held down. True where [`Self::held`] is another now.
+    pub fn add(&mut self, seen: Duration, held: Duration, at: Duration) -> bool {
         self.last = Some(at);
         let minute = at.as_secs() / BUCKET.as_secs();
         let slot = usize::try_from(minute % BUCKETS as u64).unwrap_or(0);
@@ -54,10 +64,8 @@ impl Duty {
                 ..Bucket::default()
             };
         }
-        bucket.seen += stands_for;
-        if reasons & HELD_DOWN != 0 {
-            bucket.held += stands_for;
-        }
+        bucket.seen += seen;
+        bucket.held += held.min(seen);
         let before = self.held;
         self.held = self.judged(minute);
         self.held != before
