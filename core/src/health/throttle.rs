@@ -71,9 +71,14 @@ impl Duty {
         self.held != before
     }
 
-    fn judged(&self, minute: u64) -> Option<Held> {
+    /// Time that was seen of the last ten minutes, and how much of it the clocks were held down.
+    fn shares(&self, minute: u64) -> (Duration, Duration) {
         let recent = self.buckets.iter().filter(|b| b.minute + (BUCKETS as u64) > minute);
-        let (seen, held) = recent.fold((Duration::ZERO, Duration::ZERO), |(s, h), b| (s + b.seen, h + b.held));
+        recent.fold((Duration::ZERO, Duration::ZERO), |(s, h), b| (s + b.seen, h + b.held))
+    }
+
+    fn judged(&self, minute: u64) -> Option<Held> {
+        let (seen, held) = self.shares(minute);
         if seen >= LEAST_FOR_MOSTLY && held * 2 >= seen {
             Some(Held::Mostly)
         } else if seen >= LEAST_FOR_NOW && held * 10 >= seen {
@@ -91,6 +96,12 @@ impl Duty {
     /// Whether there was any sample with reasons.
     pub fn was_seen(&self) -> bool {
         self.last.is_some()
+    }
+
+    /// Whether enough was seen to say anything.
+    pub fn can_tell(&self) -> bool {
+        self.last
+            .is_some_and(|at| self.shares(at.as_secs() / BUCKET.as_secs()).0 >= LEAST_FOR_NOW)
     }
 }
 

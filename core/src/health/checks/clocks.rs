@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::reading::Last;
+use super::reading::{Last, TOO_SHORT};
 use super::row::{Outcome, Row};
 use crate::health::Reason;
 use crate::health::throttle::{Duty, Held};
@@ -60,7 +60,8 @@ impl Clocks {
         match self.sampled.held().max(self.counted.held()) {
             Some(Held::Now) => ill(Row::suspect, "a tenth"),
             Some(Held::Mostly) => ill(Row::unhealthy, "most"),
-            None if self.sampled.was_seen() || self.counted.was_seen() => Row::passed(CHECK, ""),
+            None if self.sampled.can_tell() || self.counted.can_tell() => Row::passed(CHECK, ""),
+            None if self.sampled.was_seen() || self.counted.was_seen() => Row::unknown(CHECK, TOO_SHORT),
             None => Row::new(CHECK, Outcome::NotSupported),
         }
     }

@@ -80,8 +80,8 @@ pub(super) struct Rate {
     a_minute: Option<u64>,
 }
 
-/// What is said of a rate before there is one.
-const TOO_SHORT: &str = "known after a minute of watching";
+/// What is said of a rate or a share before there is one.
+pub(super) const TOO_SHORT: &str = "known after a minute of watching";
 
 impl Rate {
     const OVER: Duration = Duration::from_secs(60);
