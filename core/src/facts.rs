@@ -245,6 +245,10 @@ pub struct AmdGpu {
     pub compute_partitioning: bool,
     /// Whether the PCI device has `available_memory_partition`.
     pub memory_partitioning: bool,
+    /// Uncorrectable errors of all blocks since the driver was loaded. Source: `ras/*_err_count` of the PCI device.
+    pub uncorrectable_errors: Option<u64>,
+    /// As of [`PciChecks::answers`].
+    pub answers: Option<bool>,
 }
 
 /// The amdgpu kernel module.

@@ -265,6 +265,8 @@ impl From<facts::AmdGpu> for v1::AmdGpu {
             memory_partition: g.memory_partition,
             compute_partitioning: g.compute_partitioning,
             memory_partitioning: g.memory_partitioning,
+            uncorrectable_errors: g.uncorrectable_errors,
+            answers: g.answers,
         }
     }
 }
@@ -284,6 +286,8 @@ impl TryFrom<v1::AmdGpu> for facts::AmdGpu {
             memory_partition: g.memory_partition,
             compute_partitioning: g.compute_partitioning,
             memory_partitioning: g.memory_partitioning,
+            uncorrectable_errors: g.uncorrectable_errors,
+            answers: g.answers,
         })
     }
 }
@@ -650,6 +654,8 @@ mod tests {
                 memory_partition: Some("NPS1".into()),
                 compute_partitioning: true,
                 memory_partitioning: false,
+                uncorrectable_errors: Some(3),
+                answers: Some(true),
             }],
             amd_driver: Some(facts::AmdDriver {
                 version: None,

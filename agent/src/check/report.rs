@@ -53,6 +53,10 @@ pub struct Report {
     pub nvml: String,
     /// NVML's words; empty when ready.
     pub message: String,
+    /// NVIDIA's driver, as last known.
+    pub driver: Option<String>,
+    /// CUDA's version, as the driver has it.
+    pub cuda: Option<String>,
     /// Functions bound to the vendor's driver that NVML does not list.
     pub missing_gpus: u32,
     /// Checks of the node as a whole.
@@ -191,6 +195,16 @@ impl Report {
             verdict: verdict(facts.nvml.state, found, cards, health.missing_gpus > 0),
             nvml: facts.nvml.state.to_string(),
             message: facts.nvml.message.clone(),
+            driver: facts
+                .driver
+                .as_ref()
+                .map(|d| d.version.clone())
+                .or(facts.kernel_driver_version.clone()),
+            cuda: facts
+                .driver
+                .as_ref()
+                .and_then(|d| d.cuda_version)
+                .map(|v| format!("{}.{}", v / 1000, v % 1000 / 10)),
             missing_gpus: health.missing_gpus,
             node: if cards {
                 node.into_iter().map(Into::into).collect()

@@ -18,7 +18,9 @@ pub fn of(report: &Report) -> String {
         }
     }
     if !report.node.is_empty() {
-        let _ = writeln!(text, "\nNode");
+        let driver = report.driver.as_deref().unwrap_or("unknown");
+        let cuda = report.cuda.as_deref().unwrap_or("unknown");
+        let _ = writeln!(text, "\nNode\n  driver {driver}, CUDA {cuda}");
         put_checks(&mut text, &report.node);
     }
     for gpu in &report.gpus {
@@ -94,7 +96,12 @@ fn state(state: GpuState) -> &'static str {
 /// One line each; those that the part does not have in one line together.
 fn put_checks(text: &mut String, checks: &[OfCheck]) {
     for check in checks.iter().filter(|c| c.outcome != NOT_SUPPORTED) {
-        let said = [check.message.as_str(), check.reading.as_str()].concat();
+        let said = [check.reading.as_str(), check.message.as_str()];
+        let said = said
+            .into_iter()
+            .filter(|s| !s.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         let line = format!("  {:<21} {:<10} {said}", check.check, check.outcome);
         let _ = writeln!(text, "{}", line.trim_end());
     }

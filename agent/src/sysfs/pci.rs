@@ -45,12 +45,10 @@ fn read(folder: &Path, function: &PciFunction) -> PciChecks {
         ..PciChecks::default()
     };
     let ours = function.driver.as_deref().is_some_and(|d| DRIVERS.contains(&d));
-    // Its registers would wake one that sleeps.
-    let sleeps = text(&folder.join("power/runtime_status")).is_some_and(|status| status == "suspended");
-    if !ours || sleeps {
+    if !ours || sleeps(folder) {
         return there;
     }
-    let answers = answers(&folder.join("config"));
+    let answers = answers(folder);
     if answers == Some(false) {
         // What else it says is all ones, too.
         return PciChecks { answers, ..there };
@@ -67,11 +65,19 @@ fn read(folder: &Path, function: &PciFunction) -> PciChecks {
     }
 }
 
-/// Whether the function's vendor id is one: a bus from which nobody answers reads as all ones.
-fn answers(config: &Path) -> Option<bool> {
+/// Whether the function's vendor id is one: a bus from which nobody answers reads as all ones. `None`: it sleeps, or cannot be read.
+pub(super) fn answers(folder: &Path) -> Option<bool> {
+    if sleeps(folder) {
+        return None;
+    }
     let mut id = [0; 2];
-    File::open(config).ok()?.read_exact(&mut id).ok()?;
+    File::open(folder.join("config")).ok()?.read_exact(&mut id).ok()?;
     Some(id != [0xff, 0xff])
+}
+
+/// A function whose registers would have to be woken to be read.
+fn sleeps(folder: &Path) -> bool {
+    text(&folder.join("power/runtime_status")).is_some_and(|status| status == "suspended")
 }
 
 /// Lanes; 0 and 255 are what the kernel says where there is no link.

@@ -67,6 +67,10 @@ impl Generation {
                 Reason::PcieGeneration,
                 format!("the PCIe link of the busy GPU is slower than generation {most}: reseat the card"),
             ),
+            false if generation < most => Row::passed(
+                CHECK,
+                format!("{generation} of {most}: the GPU idles, or woke just now"),
+            ),
             false => Row::passed(CHECK, format!("{generation} of {most}")),
         })
     }

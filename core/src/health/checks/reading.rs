@@ -103,7 +103,13 @@ impl Rate {
     /// A row by whether there were more than `most` in a minute.
     pub fn row(&self, check: &'static str, most: u64, ill: impl FnOnce() -> Row) -> Row {
         match self.a_minute {
-            None => Row::unknown(check, TOO_SHORT),
+            None => Row {
+                reading: self
+                    .from
+                    .map(|(_, count)| format!("{count} so far"))
+                    .unwrap_or_default(),
+                ..Row::unknown(check, TOO_SHORT)
+            },
             Some(n) if n > most => ill(),
             Some(n) => Row::passed(check, format!("{n} a minute")),
         }
