@@ -407,6 +407,36 @@ async fn a_validation_that_never_ends_is_no_hang_either() {
     });
 }
 
+#[tokio::test]
+async fn calls_that_the_driver_makes_wait_for_a_slow_one_are_no_hang() {
+    let machine = machine(1, |state| {
+        state.faults = vec![Fault::of("nvmlDeviceValidateInforom", Effect::Hang(true))];
+    });
+    let node = Node::start(machine, &["--call-timeout=1s", "--slow-call-timeout=600s"]).await;
+    let gpus = state_of(&node).gpus;
+    node.eventually(|heard| differs(heard, &gpus, |_| HEALTHY)).await;
+    // The validation is under way once a round of checks was read.
+    node.edit(|state| state.gpus[0].checks.persistence_mode = Some(false));
+    node.eventually(|heard| differs(heard, &gpus, |_| (SUSPECT, "PersistenceModeOff")))
+        .await;
+    let before = node.heard(|heard| heard.samples);
+    node.edit(|state| {
+        state
+            .faults
+            .push(Fault::of("nvmlDeviceGetPowerUsage", Effect::DelayMs(3000)));
+        state.gpus[0].utilization = Some(Utilization { gpu: 87, memory: 40 });
+    });
+    node.eventually(|heard| match heard.samples > before {
+        true => Vec::new(),
+        false => vec!["no readings".into()],
+    })
+    .await;
+    node.heard(|heard| {
+        let ready = heard.nvml.iter().position(|s| *s == NvmlState::Ready).unwrap();
+        assert_eq!(heard.nvml[ready..], [NvmlState::Ready]);
+    });
+}
+
 /// Exit code and report of `berth-agent check`.
 fn check(machine: &Machine) -> (i32, Value) {
     let (code, text) = check_as(machine, "json");

@@ -87,7 +87,10 @@ fn has_nvswitch(sysfs: &Path) -> bool {
         .flatten()
         .flatten();
     devices.map(|device| device.path()).any(|device| {
-        hex(&device.join("class")) == Some(BRIDGE)
+        // Those of a guest are the guest's to manage.
+        let given_away = fs::read_link(device.join("driver")).is_ok_and(|driver| driver.ends_with("vfio-pci"));
+        !given_away
+            && hex(&device.join("class")) == Some(BRIDGE)
             && hex(&device.join("vendor")) == Some(u32::from(berth_core::facts::VENDOR_NVIDIA))
     })
 }

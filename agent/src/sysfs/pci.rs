@@ -14,7 +14,7 @@ const BRIDGE: u32 = 0x06_8000;
 /// Drivers whose functions are the node's own; others are given to guests, which do with them what they like.
 const DRIVERS: [&str; 4] = ["nvidia", "amdgpu", "i915", "xe"];
 
-/// NVSwitches of the machine. They neither come nor go, so one look is enough.
+/// NVSwitches of the machine, less those given to guests. They neither come nor go, so one look is enough.
 pub fn nvswitches(root: &Path) -> u32 {
     let devices = fs::read_dir(root.join("bus/pci/devices"))
         .into_iter()
@@ -23,6 +23,7 @@ pub fn nvswitches(root: &Path) -> u32 {
     let count = devices
         .map(|device| device.path())
         .filter(|d| hex(&d.join("class")) == Some(BRIDGE) && hex(&d.join("vendor")) == Some(VENDOR_NVIDIA.into()))
+        .filter(|d| !fs::read_link(d.join("driver")).is_ok_and(|driver| driver.ends_with("vfio-pci")))
         .count();
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -190,5 +191,11 @@ mod tests {
             put(root, &format!("bus/pci/devices/{address}/vendor"), vendor.as_bytes());
         }
         assert_eq!(nvswitches(root), 2);
+        symlink(
+            "../../drivers/vfio-pci",
+            root.join("bus/pci/devices/0000:07:00.0/driver"),
+        )
+        .unwrap();
+        assert_eq!(nvswitches(root), 1, "a guest's");
     }
 }
