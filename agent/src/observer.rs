@@ -100,13 +100,15 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
 }
 
 impl Observer {
-    fn scan(&self, root: &Path) {
+    fn scan(&self, root: &Path, nvswitches: u32) {
         let found = sysfs::scan(root);
+        let pci = sysfs::pci::readings(root, &found.pci, nvswitches);
         let changed = self.picture.update(|state, revision, now| {
             let changed = state.facts.on_sysfs(found);
             if changed {
                 facts_changed(state, revision, now);
             }
+            state.tracker.on_pci(&pci, now);
             changed
         });
         if changed {
@@ -116,8 +118,9 @@ impl Observer {
 
     /// On a thread of its own: some files are answered by the GPU's driver, and one that hangs would take the agent with it.
     fn follow_sysfs(self, root: &Path, scanned: &std::sync::mpsc::Sender<()>) {
+        let nvswitches = sysfs::pci::nvswitches(root);
         loop {
-            self.scan(root);
+            self.scan(root, nvswitches);
             // Only the first is waited for.
             let _ = scanned.send(());
             std::thread::sleep(SCAN);
@@ -266,8 +269,10 @@ impl Observer {
                         if slow {
                             slow_at = self.picture.now() + SLOW_CHECKS;
                         }
-                        self.picture
-                            .update(|state, _, now| state.tracker.on_checks(answer.found, now));
+                        self.picture.update(|state, _, now| {
+                            state.tracker.on_checks(answer.found.gpus, now);
+                            state.tracker.on_node_checks(&answer.found.node, now);
+                        });
                     } else {
                         self.on_state(answer.status);
                     }

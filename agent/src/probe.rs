@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_core::facts::{GpuChecks, GpuEvent, GpuSample, NvmlState, NvmlStatus, Vgpu};
+use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Round, Vgpu};
 use berth_proto::convert::{Malformed, nvml_status};
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
@@ -142,8 +142,8 @@ impl Probe {
         })
     }
 
-    /// What the health checks read; `slow`: also what takes long. `Ok(None)`: the probe is older than that.
-    pub async fn checks(&self, slow: bool) -> Result<Option<Answer<Vec<GpuChecks>>>, NoAnswer> {
+    /// What the health checks read; `slow`: begin what takes long, which is in a later answer. `Ok(None)`: the probe is older than that.
+    pub async fn checks(&self, slow: bool) -> Result<Option<Answer<Round>>, NoAnswer> {
         let mut client = self.client.clone();
         let asked = tokio::time::timeout(DEADLINE, client.checks(wire::ChecksRequest { slow })).await;
         let reply = match asked.map_err(|_| NoAnswer::Late)? {
@@ -152,7 +152,10 @@ impl Probe {
         };
         Ok(Some(Answer {
             status: nvml_status(reply.state, reply.message),
-            found: reply.gpus.into_iter().map(Into::into).collect(),
+            found: Round {
+                gpus: reply.gpus.into_iter().map(Into::into).collect(),
+                node: reply.node.map(Into::into).unwrap_or_default(),
+            },
             stuck_calls: reply.stuck_calls,
         }))
     }

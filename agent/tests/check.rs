@@ -155,7 +155,7 @@ fn the_kernel_log_tells_of_xids_since_the_driver_was_loaded() {
 #[test]
 fn a_machine_that_cannot_be_judged() {
     for (what, machine, code, says) in [
-        ("no GPUs", Machine::new(), 0, "0 GPU(s)"),
+        ("no GPUs", Machine::new(), 0, "No GPU here"),
         ("no driver", two_gpus(|s| s.driver.loaded = false), 3, "NoDriver"),
         (
             "an upgrade",

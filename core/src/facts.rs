@@ -245,6 +245,10 @@ pub struct AmdGpu {
     pub compute_partitioning: bool,
     /// Whether the PCI device has `available_memory_partition`.
     pub memory_partitioning: bool,
+    /// Uncorrectable errors of all blocks since the driver was loaded. Source: `ras/*_err_count` of the PCI device.
+    pub uncorrectable_errors: Option<u64>,
+    /// As of [`PciChecks::answers`].
+    pub answers: Option<bool>,
 }
 
 /// The amdgpu kernel module.
@@ -330,6 +334,112 @@ pub struct GpuChecks {
     pub pcie_replays: Option<u64>,
     /// The infoROM's checksum holds. Source: `nvmlDeviceValidateInforom`; slow, so asked for rarely.
     pub inforom_valid: Option<bool>,
+    /// Corrected ECC errors since the driver was loaded or the GPU was reset. Source: `nvmlDeviceGetTotalEccErrors`.
+    pub ecc_corrected_volatile: Option<u64>,
+    /// Source: `nvmlDeviceGetRowRemapperHistogram`; not to be had while MIG instances are active.
+    pub row_remap_histogram: Option<RowRemapHistogram>,
+    /// A memory channel or a TPC waits for a reset to be repaired. Source: `nvmlDeviceGetRepairStatus`.
+    pub repair_pending: Option<bool>,
+    /// Recoveries of all links so far. Source: field 59.
+    pub nvlink_recoveries: Option<u64>,
+    /// Recoveries of all links that failed so far. Source: field 214 (NVLink 5 and up).
+    pub nvlink_failed_recoveries: Option<u64>,
+    /// Fresher than the inventory's. Source: `nvmlDeviceGetGpuFabricInfoV`.
+    pub fabric: Option<FabricHealth>,
+    /// PCIe generation now. Source: `nvmlDeviceGetCurrPcieLinkGeneration`.
+    pub pcie_generation: Option<u32>,
+    /// Generation that GPU and slot can have. Source: `nvmlDeviceGetMaxPcieLinkGeneration`.
+    pub pcie_max_generation: Option<u32>,
+    /// MHz, when the generation was read. Source: `nvmlDeviceGetClockInfo`.
+    pub sm_clock_mhz: Option<u32>,
+    /// MHz. Source: `nvmlDeviceGetMaxClockInfo`.
+    pub sm_clock_max_mhz: Option<u32>,
+    /// Degrees Celsius below the one at which clocks are lowered. Source: `nvmlDeviceGetMarginTemperature`, or threshold and temperature.
+    pub temperature_margin_c: Option<i32>,
+    /// Nanoseconds that heat held the clocks down so far. Source: `nvmlDeviceGetViolationStatus`.
+    pub thermal_violation_ns: Option<u64>,
+    /// The driver stays initialised when nobody uses the GPU. Source: `nvmlDeviceGetPersistenceMode`.
+    pub persistence_mode: Option<bool>,
+    /// C names of calls that gave no answer this time, and may the next.
+    pub unclear: Vec<String>,
+}
+
+/// Banks of a GPU's memory by how many of their spare rows are left. Source: `nvmlDeviceGetRowRemapperHistogram`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RowRemapHistogram {
+    pub max: u32,
+    pub high: u32,
+    pub partial: u32,
+    pub low: u32,
+    pub none: u32,
+}
+
+/// How a GPU's registration with the NVLink fabric stands, and the fabric's health. Source: `nvmlDeviceGetGpuFabricInfoV`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricHealth {
+    /// `NVML_GPU_FABRIC_STATE_*`; 3 = completed.
+    pub state: u32,
+    /// `nvmlReturn_t` of the registration; 0 = success.
+    pub status: u32,
+    /// `NVML_GPU_FABRIC_HEALTH_MASK_*`; `None`: the driver tells none.
+    pub health_mask: Option<u32>,
+    /// `NVML_GPU_FABRIC_HEALTH_SUMMARY_*`; `None`: the driver tells none.
+    pub health_summary: Option<u32>,
+}
+
+/// What the slow checks read once a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeChecks {
+    /// The GPUs take work in confidential-computing mode; `None`: not in that mode. Source: `nvmlSystemGetConfComputeGpusReadyState`.
+    pub confidential_compute_ready: Option<bool>,
+    /// Source: the process table; `None`: it is not ours to see.
+    pub fabric_manager_running: Option<bool>,
+    /// What takes long is being read; a later round has it.
+    pub slow_pending: bool,
+    /// C names of calls that gave no answer this time.
+    pub unclear: Vec<String>,
+    /// GPUs of which a call said that they are gone: UUID and error.
+    pub lost: Vec<(String, String)>,
+}
+
+/// One round of the slow checks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Round {
+    /// GPUs in NVML order.
+    pub gpus: Vec<GpuChecks>,
+    /// The node.
+    pub node: NodeChecks,
+}
+
+/// What the kernel alone says of PCI: no library, no driver is asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PciReadings {
+    /// Display and accelerator functions of GPU vendors, by address.
+    pub functions: Vec<PciChecks>,
+    /// NVSwitches of the machine.
+    pub nvswitches: u32,
+}
+
+/// What the kernel says of one PCI function.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PciChecks {
+    /// Lower-case `dddd:bb:dd.f`.
+    pub address: String,
+    /// `false`: its configuration space reads all ones. `None`: it sleeps, or cannot be read. Source: `config`.
+    pub answers: Option<bool>,
+    /// Lanes now. Source: `current_link_width`.
+    pub width: Option<u32>,
+    /// Lanes that function and slot can have. Source: `max_link_width` of both.
+    pub max_width: Option<u32>,
+    /// e.g. `32.0 GT/s PCIe`. Source: `current_link_speed`.
+    pub speed: Option<String>,
+    /// Correctable errors since the machine started. Source: `aer_dev_correctable`.
+    pub aer_correctable: Option<u64>,
+    /// Source: `aer_dev_nonfatal`.
+    pub aer_nonfatal: Option<u64>,
+    /// Source: `aer_dev_fatal`.
+    pub aer_fatal: Option<u64>,
 }
 
 /// Rows of a GPU's memory that were remapped.

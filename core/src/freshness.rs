@@ -14,5 +14,7 @@ pub const LEADER_WARM_UP: Duration = Duration::from_secs(15);
 pub const PIN_REFUSED: Duration = Duration::from_secs(10);
 /// Deadline of one NVML call; a hang is reported after two of them.
 pub const NVML_CALL: Duration = Duration::from_secs(5);
+/// Deadline of an NVML call that may take the driver long; other calls may wait for it as long.
+pub const NVML_SLOW_CALL: Duration = Duration::from_secs(30);
 
 // Labels never expire: stale is not wiped.

@@ -47,12 +47,20 @@ pub struct Serve {
     /// Deadline of one NVML call.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = DEFAULT_CALL_TIMEOUT)]
     pub call_timeout: Duration,
+    /// Deadline of a call that may take the driver long (validating an infoROM). Readings go on meanwhile.
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = DEFAULT_SLOW_CALL_TIMEOUT)]
+    pub slow_call_timeout: Duration,
     /// error, warn, info, debug or trace; RUST_LOG, which may also name targets, wins.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,
 }
 
 const DEFAULT_CALL_TIMEOUT: &str = "5s";
+const DEFAULT_SLOW_CALL_TIMEOUT: &str = "30s";
+const _: () = assert!(
+    freshness::NVML_SLOW_CALL.as_secs() == 30,
+    "the default above is that of the table of times"
+);
 const _: () = assert!(
     freshness::NVML_CALL.as_secs() == 5,
     "the default above is that of the table of times"

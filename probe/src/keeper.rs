@@ -11,11 +11,12 @@
 
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{GpuChecks, NvmlState, NvmlStatus};
+use berth_core::facts::{NvmlState, NvmlStatus, Round};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::args::Serve;
 use crate::feed::{Feed, Item};
+use crate::inforom::{self, Validation};
 use crate::library::{Found, Search};
 use crate::pace;
 use crate::session::{Broken, Inventory, Readings, Session};
@@ -45,7 +46,7 @@ pub struct Release {
 enum Command {
     Inventory(oneshot::Sender<Answer<Inventory>>),
     Sample(oneshot::Sender<Answer<Readings>>),
-    Checks(bool, oneshot::Sender<Answer<Vec<GpuChecks>>>),
+    Checks(bool, oneshot::Sender<Answer<Round>>),
     Release(oneshot::Sender<Release>),
     Resume(oneshot::Sender<NvmlStatus>),
 }
@@ -79,8 +80,8 @@ impl Handle {
         self.ask(Command::Sample).await
     }
 
-    /// What the health checks read; `slow`: also what takes long.
-    pub async fn checks(&self, slow: bool) -> Result<Answer<Vec<GpuChecks>>, Ending> {
+    /// What the health checks read; `slow`: begin what takes long, too.
+    pub async fn checks(&self, slow: bool) -> Result<Answer<Round>, Ending> {
         self.ask(|reply| Command::Checks(slow, reply)).await
     }
 
@@ -102,6 +103,9 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
     let keeper = Keeper {
         search: Search::new(args.nvml_lib.clone(), args.driver_root.clone()),
         call_timeout: args.call_timeout,
+        slow_call_timeout: args.slow_call_timeout,
+        validation: None,
+        left_validation: None,
         feed,
         back,
         next_id: 1,
@@ -121,6 +125,11 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
 struct Keeper {
     search: Search,
     call_timeout: Duration,
+    slow_call_timeout: Duration,
+    /// The infoROMs' last validation, under way or done.
+    validation: Option<Validation>,
+    /// One that has not let go of the library yet. While there is one, no other begins.
+    left_validation: Option<Validation>,
     feed: Feed,
     back: mpsc::UnboundedSender<u64>,
     next_id: u64,
@@ -173,7 +182,7 @@ impl Keeper {
             Command::Sample(reply) if reply.is_closed() => {}
             Command::Checks(_, reply) if reply.is_closed() => {}
             Command::Checks(slow, reply) => {
-                let found = self.read(move |session, clock| session.checks(slow, clock)).await;
+                let found = self.check(slow).await;
                 let _ = reply.send(self.with_state(found));
             }
             Command::Inventory(reply) => {
@@ -201,7 +210,11 @@ impl Keeper {
 
     fn with_state<T>(&self, found: Option<T>) -> Answer<T> {
         let watchers = self.leaving.iter().filter(|w| w.is_stuck(self.call_timeout)).count()
-            + usize::from(self.watcher.as_ref().is_some_and(|w| w.is_stuck(self.call_timeout)));
+            + usize::from(self.watcher.as_ref().is_some_and(|w| w.is_stuck(self.call_timeout)))
+            + self
+                .validations()
+                .filter(|v| v.is_stuck(self.slow_call_timeout))
+                .count();
         Answer {
             status: self.status.clone(),
             found,
@@ -221,6 +234,45 @@ impl Keeper {
         }
     }
 
+    fn validations(&self) -> impl Iterator<Item = &Validation> {
+        [&self.validation, &self.left_validation].into_iter().flatten()
+    }
+
+    /// Time that one call may take. While a call that may take long is under way the driver may keep others waiting: that is no hang.
+    fn patience(&self) -> Duration {
+        let slow = self.validations().filter_map(Validation::taking);
+        let left = slow.map(|taking| self.slow_call_timeout.saturating_sub(taking));
+        self.call_timeout + left.max().unwrap_or_default()
+    }
+
+    /// A round of checks, with what the last validation of the infoROMs has found so far.
+    async fn check(&mut self, slow: bool) -> Option<Round> {
+        let busy = self.validations().any(|v| !v.has_ended());
+        let (mut round, begun) = self
+            .read(move |session, clock| {
+                let round = session.checks(clock)?;
+                // After the readings, so that they do not wait for it.
+                Ok((round, (slow && !busy).then(|| Validation::start(session)).flatten()))
+            })
+            .await?;
+        if begun.is_some() {
+            self.validation = begun;
+        }
+        let Some(validation) = &self.validation else {
+            return Some(round);
+        };
+        let stuck = validation.is_stuck(self.slow_call_timeout);
+        round.node.slow_pending = !validation.has_ended() && !stuck;
+        for gpu in &mut round.gpus {
+            match validation.of(&gpu.uuid) {
+                Some(inforom::Found::Valid(valid)) => gpu.inforom_valid = Some(valid),
+                Some(inforom::Found::Absent) => {}
+                Some(inforom::Found::Unclear) | None => gpu.unclear.push(inforom::CALL.into()),
+            }
+        }
+        Some(round)
+    }
+
     /// Reads from the open session; whatever goes wrong ends up in the state.
     async fn read<T: Send + 'static>(
         &mut self,
@@ -229,10 +281,10 @@ impl Keeper {
         if self.status.state != NvmlState::Ready {
             return None;
         }
+        let patience = self.patience();
         let worker = self.worker.as_ref()?;
-        let batch = self.call_timeout * 2;
         let asked = worker
-            .ask(self.call_timeout, batch, |session, clock| {
+            .ask(patience, patience * 2, |session, clock| {
                 session.as_mut().map(|session| read(session, clock))
             })
             .await;
@@ -255,6 +307,7 @@ impl Keeper {
     /// One step towards an open NVML, where it is not open and may be.
     async fn keep_open(&mut self) {
         self.leaving.retain(|watcher| !watcher.has_ended());
+        let _ = self.left_validation.take_if(|v| v.has_ended());
         match self.status.state {
             NvmlState::Ready | NvmlState::Released => {}
             NvmlState::Hung => {
@@ -301,7 +354,7 @@ impl Keeper {
         let start = Instant::now();
         let feed = self.feed.clone();
         // Initialising attaches every GPU, which without persistence mode takes a second each, in one call.
-        let allowed = self.call_timeout * 2;
+        let allowed = self.patience() * 2;
         let asked = worker
             .ask(allowed, allowed, move |slot, clock| {
                 clock.run("nvmlShutdown", || *slot = None);
@@ -375,8 +428,15 @@ impl Keeper {
         }
     }
 
+    /// The threads that share the session's library are asked to let go of it.
     fn retire_watcher(&mut self) {
         self.leaving.extend(self.watcher.take().map(Watcher::stop));
+        if let Some(validation) = self.validation.take_if(|v| !v.has_ended()) {
+            validation.stop();
+            self.left_validation = Some(validation);
+        }
+        // What was found is of GPUs that may be others when the driver is back.
+        self.validation = None;
     }
 
     /// Closes the session, if any, within the deadline.
@@ -396,12 +456,16 @@ impl Keeper {
     async fn release(&mut self) -> Release {
         self.close().await;
         let patience = Instant::now() + watcher::WAIT + self.call_timeout;
-        while self.leaving.iter().any(|w| !w.has_ended()) && Instant::now() < patience {
+        let holds = |keeper: &Self| {
+            keeper.leaving.iter().any(|w| !w.has_ended()) || keeper.validations().any(|v| !v.has_ended())
+        };
+        while holds(self) && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.leaving.retain(|w| !w.has_ended());
+        let _ = self.left_validation.take_if(|v| v.has_ended());
         self.set(NvmlState::Released, "let go on request");
-        let held = self.stuck.len() + self.leaving.len();
+        let held = self.stuck.len() + self.leaving.len() + usize::from(self.left_validation.is_some());
         Release {
             released: held == 0,
             message: if held == 0 {

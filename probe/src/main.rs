@@ -16,7 +16,9 @@
 #![allow(unsafe_code)]
 
 mod args;
+mod fabric_manager;
 mod feed;
+mod inforom;
 mod keeper;
 mod kernel_log;
 mod library;
@@ -64,6 +66,7 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
         kernel_log::start(path, feed.clone());
     }
     let vgpus = vgpu::Vgpus::new(serve.sysfs_root.clone());
+    let fabric_manager = fabric_manager::FabricManager::new(&serve.driver_root, &serve.sysfs_root);
     if serve.until_stdin_ends {
         std::thread::spawn(|| {
             // What is written there is of no interest.
@@ -71,7 +74,7 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
             leave()
         });
     }
-    let serving = service::serve(&serve.socket, keeper, feed, vgpus);
+    let serving = service::serve(&serve.socket, keeper, feed, vgpus, fabric_manager);
     tokio::select! {
         result = serving => result.with_context(|| format!("serving on {}", serve.socket.display())),
         _ = terminate.recv() => leave(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use berth_core::facts::{GpuSample, NvmlStatus};
+use berth_core::facts::{GpuSample, NodeChecks, NvmlStatus, Round};
 use berth_proto::probe::v1 as wire;
 use berth_proto::v1;
 use tokio::net::UnixListener;
@@ -14,6 +14,7 @@ use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
+use crate::fabric_manager::FabricManager;
 use crate::feed::{Feed, Item};
 use crate::keeper::{Ending, Handle};
 use crate::vgpu::{self, Vgpus};
@@ -22,15 +23,27 @@ struct Service {
     keeper: Handle,
     feed: Feed,
     vgpus: Arc<Vgpus>,
+    fabric_manager: FabricManager,
 }
 
 /// Serves until the process ends.
-pub async fn serve(socket: &Path, keeper: Handle, feed: Feed, vgpus: Vgpus) -> io::Result<()> {
+pub async fn serve(
+    socket: &Path,
+    keeper: Handle,
+    feed: Feed,
+    vgpus: Vgpus,
+    fabric_manager: FabricManager,
+) -> io::Result<()> {
     let listener = bind(socket)?;
     let vgpus = Arc::new(vgpus);
     tracing::info!(socket = %socket.display(), "serving");
     tonic::transport::Server::builder()
-        .add_service(wire::probe_server::ProbeServer::new(Service { keeper, feed, vgpus }))
+        .add_service(wire::probe_server::ProbeServer::new(Service {
+            keeper,
+            feed,
+            vgpus,
+            fabric_manager,
+        }))
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
         .map_err(io::Error::other)
@@ -122,11 +135,19 @@ impl wire::probe_server::Probe for Service {
 
     async fn checks(&self, request: Request<wire::ChecksRequest>) -> Result<Response<wire::ChecksReply>, Status> {
         let answer = self.keeper.checks(request.into_inner().slow).await?;
+        let Round { gpus, node } = answer.found.unwrap_or_default();
         Ok(Response::new(wire::ChecksReply {
             state: wire_state(&answer.status),
             message: answer.status.message,
-            gpus: answer.found.unwrap_or_default().into_iter().map(Into::into).collect(),
+            gpus: gpus.into_iter().map(Into::into).collect(),
             stuck_calls: answer.stuck_calls,
+            node: Some(
+                NodeChecks {
+                    fabric_manager_running: self.fabric_manager.runs(),
+                    ..node
+                }
+                .into(),
+            ),
         }))
     }
 

@@ -265,6 +265,8 @@ impl From<facts::AmdGpu> for v1::AmdGpu {
             memory_partition: g.memory_partition,
             compute_partitioning: g.compute_partitioning,
             memory_partitioning: g.memory_partitioning,
+            uncorrectable_errors: g.uncorrectable_errors,
+            answers: g.answers,
         }
     }
 }
@@ -284,6 +286,8 @@ impl TryFrom<v1::AmdGpu> for facts::AmdGpu {
             memory_partition: g.memory_partition,
             compute_partitioning: g.compute_partitioning,
             memory_partitioning: g.memory_partitioning,
+            uncorrectable_errors: g.uncorrectable_errors,
+            answers: g.answers,
         })
     }
 }
@@ -473,11 +477,36 @@ impl From<facts::GpuChecks> for probe::GpuChecks {
             pcie_max_width: c.pcie_max_width,
             pcie_replays: c.pcie_replays,
             inforom_valid: c.inforom_valid,
+            ecc_corrected_volatile: c.ecc_corrected_volatile,
+            repair_pending: c.repair_pending,
+            nvlink_recoveries: c.nvlink_recoveries,
+            nvlink_failed_recoveries: c.nvlink_failed_recoveries,
+            pcie_generation: c.pcie_generation,
+            pcie_max_generation: c.pcie_max_generation,
+            sm_clock_mhz: c.sm_clock_mhz,
+            sm_clock_max_mhz: c.sm_clock_max_mhz,
+            temperature_margin_c: c.temperature_margin_c,
+            thermal_violation_ns: c.thermal_violation_ns,
+            persistence_mode: c.persistence_mode,
+            unclear: c.unclear,
             remapped_rows: c.remapped_rows.map(|r| probe::RemappedRows {
                 correctable: r.correctable,
                 uncorrectable: r.uncorrectable,
                 pending: r.pending,
                 failure: r.failure,
+            }),
+            row_remap_histogram: c.row_remap_histogram.map(|h| probe::RowRemapHistogram {
+                max: h.max,
+                high: h.high,
+                partial: h.partial,
+                low: h.low,
+                none: h.none,
+            }),
+            fabric: c.fabric.map(|f| probe::FabricHealth {
+                state: f.state,
+                status: f.status,
+                health_mask: f.health_mask,
+                health_summary: f.health_summary,
             }),
         }
     }
@@ -498,12 +527,65 @@ impl From<probe::GpuChecks> for facts::GpuChecks {
             pcie_max_width: c.pcie_max_width,
             pcie_replays: c.pcie_replays,
             inforom_valid: c.inforom_valid,
+            ecc_corrected_volatile: c.ecc_corrected_volatile,
+            repair_pending: c.repair_pending,
+            nvlink_recoveries: c.nvlink_recoveries,
+            nvlink_failed_recoveries: c.nvlink_failed_recoveries,
+            pcie_generation: c.pcie_generation,
+            pcie_max_generation: c.pcie_max_generation,
+            sm_clock_mhz: c.sm_clock_mhz,
+            sm_clock_max_mhz: c.sm_clock_max_mhz,
+            temperature_margin_c: c.temperature_margin_c,
+            thermal_violation_ns: c.thermal_violation_ns,
+            persistence_mode: c.persistence_mode,
+            unclear: c.unclear,
             remapped_rows: c.remapped_rows.map(|r| facts::RemappedRows {
                 correctable: r.correctable,
                 uncorrectable: r.uncorrectable,
                 pending: r.pending,
                 failure: r.failure,
             }),
+            row_remap_histogram: c.row_remap_histogram.map(|h| facts::RowRemapHistogram {
+                max: h.max,
+                high: h.high,
+                partial: h.partial,
+                low: h.low,
+                none: h.none,
+            }),
+            fabric: c.fabric.map(|f| facts::FabricHealth {
+                state: f.state,
+                status: f.status,
+                health_mask: f.health_mask,
+                health_summary: f.health_summary,
+            }),
+        }
+    }
+}
+
+impl From<facts::NodeChecks> for probe::NodeChecks {
+    fn from(c: facts::NodeChecks) -> Self {
+        Self {
+            confidential_compute_ready: c.confidential_compute_ready,
+            fabric_manager_running: c.fabric_manager_running,
+            slow_pending: c.slow_pending,
+            unclear: c.unclear,
+            lost: c
+                .lost
+                .into_iter()
+                .map(|(uuid, error)| probe::LostGpu { uuid, error })
+                .collect(),
+        }
+    }
+}
+
+impl From<probe::NodeChecks> for facts::NodeChecks {
+    fn from(c: probe::NodeChecks) -> Self {
+        Self {
+            confidential_compute_ready: c.confidential_compute_ready,
+            fabric_manager_running: c.fabric_manager_running,
+            slow_pending: c.slow_pending,
+            unclear: c.unclear,
+            lost: c.lost.into_iter().map(|l| (l.uuid, l.error)).collect(),
         }
     }
 }
@@ -572,6 +654,8 @@ mod tests {
                 memory_partition: Some("NPS1".into()),
                 compute_partitioning: true,
                 memory_partitioning: false,
+                uncorrectable_errors: Some(3),
+                answers: Some(true),
             }],
             amd_driver: Some(facts::AmdDriver {
                 version: None,

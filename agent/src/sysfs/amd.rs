@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use berth_core::facts::{AmdDriver, AmdGpu, PciFunction, VENDOR_AMD};
 
-use super::{number, text};
+use super::{number, pci, text};
 
 const DRIVER: &str = "amdgpu";
 
@@ -51,7 +51,20 @@ fn gpu(function: &PciFunction, folder: &Path, node: Option<&Node>) -> AmdGpu {
         memory_partition: text(&folder.join("current_memory_partition")),
         compute_partitioning: can("available_compute_partition"),
         memory_partitioning: can("available_memory_partition"),
+        uncorrectable_errors: uncorrectable_errors(&folder.join("ras")),
+        answers: pci::answers(folder),
     }
+}
+
+/// All blocks together: each has a file of two lines, `ue: 0` and `ce: 0`. `None`: the part counts none, or the driver does not tell.
+fn uncorrectable_errors(ras: &Path) -> Option<u64> {
+    let counts = fs::read_dir(ras).ok()?.flatten().filter_map(|entry| {
+        entry.file_name().to_str()?.strip_suffix("_err_count")?;
+        let lines = fs::read_to_string(entry.path()).ok()?;
+        let count = lines.lines().find_map(|line| line.strip_prefix("ue:"))?;
+        count.trim().parse().ok()
+    });
+    counts.reduce(u64::saturating_add)
 }
 
 /// N of the device's `renderDN`.
@@ -101,6 +114,20 @@ fn property(lines: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uncorrectable_errors_of_all_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(uncorrectable_errors(&dir.path().join("ras")), None);
+        for (file, content) in [
+            ("umc_err_count", "ue: 2\nce: 9\n"),
+            ("sdma_err_count", "ue: 1\nce: 0\n"),
+            ("features", "feature mask: 0x7fff\n"),
+        ] {
+            fs::write(dir.path().join(file), content).unwrap();
+        }
+        assert_eq!(uncorrectable_errors(dir.path()), Some(3));
+    }
 
     #[test]
     fn properties_of_the_topology() {

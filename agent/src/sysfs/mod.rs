@@ -2,6 +2,7 @@
 
 mod amd;
 mod intel;
+pub mod pci;
 
 use std::fs;
 use std::path::Path;

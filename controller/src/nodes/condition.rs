@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use berth_core::facts::{NodeFacts, NvmlState, VENDOR_AMD};
+use berth_core::facts::{AmdGpu, NodeFacts, NvmlState, VENDOR_AMD};
 use berth_core::freshness::READY_UNKNOWN;
 use berth_core::health::{GpuHealth, GpuState, NodeHealth, Reason};
 use berth_crds::conditions::{Status, shortened};
@@ -168,7 +168,7 @@ fn is_accelerator(class: u32) -> bool {
     class >> 16 == 0x12 || class >> 8 == 0x03_80
 }
 
-/// From PCI alone: whether the driver serves every card. AMD's own health counters are not read.
+/// From sysfs alone: whether the driver serves every card, whether each answers, and the driver's counts of errors.
 fn amd(facts: &NodeFacts) -> Word {
     let served = facts.amd_gpus.len();
     let amd = facts
@@ -176,6 +176,21 @@ fn amd(facts: &NodeFacts) -> Word {
         .iter()
         .filter(|f| f.vendor == VENDOR_AMD && is_accelerator(f.class));
     let without = amd.filter(|f| f.driver.is_none()).count();
+    let ill = |gpu: &AmdGpu| match (gpu.answers, gpu.uncorrectable_errors) {
+        (Some(false), _) => Some((
+            Reason::GpuLost,
+            "has fallen off the bus: restart the machine".to_owned(),
+        )),
+        (_, Some(count @ 1..)) => Some((
+            Reason::DoubleBitError,
+            format!("{count} uncorrectable error(s): drain the node and load the driver anew"),
+        )),
+        _ => None,
+    };
+    let worst = facts.amd_gpus.iter().find_map(|gpu| Some((gpu, ill(gpu)?)));
+    if let Some((gpu, (reason, why))) = worst {
+        return say(Status::False, reason.as_str(), format!("{}: {why}", gpu.pci_address));
+    }
     match (served, without) {
         (0, 0) => Word::None,
         (_, 0) => say(Status::True, ALL_READY, format!("{served} GPU(s)")),
@@ -192,7 +207,7 @@ mod tests {
     use std::collections::HashMap;
     use std::time::Duration;
 
-    use berth_core::facts::{AmdGpu, NvmlStatus, PciFunction};
+    use berth_core::facts::{NvmlStatus, PciFunction};
 
     use super::*;
 
@@ -330,6 +345,37 @@ mod tests {
                 vec![served.clone()],
                 vec![card(Some("amdgpu"))],
                 say(Status::True, "AllGPUsReady", "1 GPU(s)"),
+            ),
+            (
+                vec![
+                    served.clone(),
+                    AmdGpu {
+                        pci_address: "0000:05:00.0".into(),
+                        uncorrectable_errors: Some(2),
+                        answers: Some(true),
+                        ..AmdGpu::default()
+                    },
+                ],
+                vec![card(Some("amdgpu"))],
+                say(
+                    Status::False,
+                    "DoubleBitError",
+                    "0000:05:00.0: 2 uncorrectable error(s): drain the node and load the driver anew",
+                ),
+            ),
+            (
+                vec![AmdGpu {
+                    pci_address: "0000:05:00.0".into(),
+                    uncorrectable_errors: Some(0),
+                    answers: Some(false),
+                    ..AmdGpu::default()
+                }],
+                vec![card(Some("amdgpu"))],
+                say(
+                    Status::False,
+                    "GpuLost",
+                    "0000:05:00.0: has fallen off the bus: restart the machine",
+                ),
             ),
             (
                 vec![served],

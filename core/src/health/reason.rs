@@ -29,22 +29,42 @@ pub enum Reason {
     XidWarning,
     /// Uncorrectable SRAM errors passed the vendor's threshold.
     SramThreshold,
+    /// Corrected memory errors come in numbers.
+    CorrectableErrors,
     /// A row of memory waits to be remapped.
     RowRemapPending,
     /// A row of memory could not be remapped.
     RowRemapFailure,
+    /// A bank of memory has few spare rows left, or none.
+    RowRemapHeadroom,
     /// Many pages of memory are retired, or some wait to be.
     RetiredPages,
+    /// A memory channel or a TPC waits to be repaired.
+    RepairPending,
     /// The infoROM's checksum does not hold.
     InforomCorrupted,
+    /// The driver forgets the GPU when nobody uses it.
+    PersistenceModeOff,
     /// Heat or power held the clocks down.
     Throttled,
+    /// The GPU is as hot as it may be before its clocks are lowered.
+    Overheated,
     /// The PCIe link has fewer lanes than it can have.
     PcieWidth,
+    /// The PCIe link of a busy GPU is slower than it can be.
+    PcieGeneration,
     /// The PCIe link repeats packets.
     PcieReplays,
+    /// The kernel counts errors on the PCIe link.
+    PcieErrors,
     /// The GPU is not registered with the NVLink fabric.
     FabricNotReady,
+    /// The NVLink fabric is not in order.
+    FabricDegraded,
+    /// The machine has NVSwitches, and no fabric manager runs.
+    FabricManagerDown,
+    /// The GPUs of the node are in different cliques of the NVLink fabric.
+    CliqueMismatch,
     /// An NVLink that was up, or that the other GPUs have, is down.
     NvLinkDown,
     /// NVML says that the GPU is lost.
@@ -59,6 +79,8 @@ pub enum Reason {
     DriverUpgrading,
     /// NVML does not initialise.
     NvmlError,
+    /// The GPUs do not take work in confidential-computing mode yet.
+    ConfidentialComputeNotReady,
     /// No probe answers: nothing is known at the moment.
     ProbeUnavailable,
     /// The driver was loaded anew after a fault; it is being watched.
@@ -81,14 +103,24 @@ impl Reason {
             Self::XidUnlisted => "XidUnlisted",
             Self::XidWarning => "XidWarning",
             Self::SramThreshold => "SramThreshold",
+            Self::CorrectableErrors => "CorrectableErrors",
             Self::RowRemapPending => "RowRemapPending",
             Self::RowRemapFailure => "RowRemapFailure",
+            Self::RowRemapHeadroom => "RowRemapHeadroom",
             Self::RetiredPages => "RetiredPages",
+            Self::RepairPending => "RepairPending",
             Self::InforomCorrupted => "InforomCorrupted",
+            Self::PersistenceModeOff => "PersistenceModeOff",
             Self::Throttled => "Throttled",
+            Self::Overheated => "Overheated",
             Self::PcieWidth => "PcieWidth",
+            Self::PcieGeneration => "PcieGeneration",
             Self::PcieReplays => "PcieReplays",
+            Self::PcieErrors => "PcieErrors",
             Self::FabricNotReady => "FabricNotReady",
+            Self::FabricDegraded => "FabricDegraded",
+            Self::FabricManagerDown => "FabricManagerDown",
+            Self::CliqueMismatch => "CliqueMismatch",
             Self::NvLinkDown => "NvLinkDown",
             Self::GpuLost => "GpuLost",
             Self::GpuMissing => "GpuMissing",
@@ -96,6 +128,7 @@ impl Reason {
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::DriverUpgrading => "DriverUpgrading",
             Self::NvmlError => "NvmlError",
+            Self::ConfidentialComputeNotReady => "ConfidentialComputeNotReady",
             Self::ProbeUnavailable => "ProbeUnavailable",
             Self::Recovering => "Recovering",
         }

@@ -15,7 +15,7 @@ const LEAST_FOR_NOW: Duration = Duration::from_secs(60);
 const LEAST_FOR_MOSTLY: Duration = Duration::from_secs(300);
 
 /// How much the clocks were held down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Held {
     /// A tenth of the time.
     Now,
@@ -44,6 +44,16 @@ impl Duty {
         let stands_for = self
             .last
             .map_or(Duration::ZERO, |last| at.saturating_sub(last).min(MOST));
+        let held = if reasons & HELD_DOWN == 0 {
+            Duration::ZERO
+        } else {
+            stands_for
+        };
+        self.add(stands_for, held, at)
+    }
+
+    /// A span of time that ends at `at`, and how much of it the clocks were held down. True where [`Self::held`] is another now.
+    pub fn add(&mut self, seen: Duration, held: Duration, at: Duration) -> bool {
         self.last = Some(at);
         let minute = at.as_secs() / BUCKET.as_secs();
         let slot = usize::try_from(minute % BUCKETS as u64).unwrap_or(0);
@@ -54,18 +64,21 @@ impl Duty {
                 ..Bucket::default()
             };
         }
-        bucket.seen += stands_for;
-        if reasons & HELD_DOWN != 0 {
-            bucket.held += stands_for;
-        }
+        bucket.seen += seen;
+        bucket.held += held.min(seen);
         let before = self.held;
         self.held = self.judged(minute);
         self.held != before
     }
 
-    fn judged(&self, minute: u64) -> Option<Held> {
+    /// Time that was seen of the last ten minutes, and how much of it the clocks were held down.
+    fn shares(&self, minute: u64) -> (Duration, Duration) {
         let recent = self.buckets.iter().filter(|b| b.minute + (BUCKETS as u64) > minute);
-        let (seen, held) = recent.fold((Duration::ZERO, Duration::ZERO), |(s, h), b| (s + b.seen, h + b.held));
+        recent.fold((Duration::ZERO, Duration::ZERO), |(s, h), b| (s + b.seen, h + b.held))
+    }
+
+    fn judged(&self, minute: u64) -> Option<Held> {
+        let (seen, held) = self.shares(minute);
         if seen >= LEAST_FOR_MOSTLY && held * 2 >= seen {
             Some(Held::Mostly)
         } else if seen >= LEAST_FOR_NOW && held * 10 >= seen {
@@ -83,6 +96,12 @@ impl Duty {
     /// Whether there was any sample with reasons.
     pub fn was_seen(&self) -> bool {
         self.last.is_some()
+    }
+
+    /// Whether enough was seen to say anything.
+    pub fn can_tell(&self) -> bool {
+        self.last
+            .is_some_and(|at| self.shares(at.as_secs() / BUCKET.as_secs()).0 >= LEAST_FOR_NOW)
     }
 }
 

@@ -10,10 +10,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::assess::{Assessment, Fault, assess, missing_gpus};
-use super::checks::{Observed, Row};
+use super::checks::{self, Observed, Row};
 use super::xid::Effect;
 use super::{GpuHealth, GpuState, NodeHealth, Reason};
-use crate::facts::{Gpu, GpuChecks, GpuEvent, GpuEventKind, GpuSample, NodeFacts, NvmlState};
+use crate::facts::{Gpu, GpuChecks, GpuEvent, GpuEventKind, GpuSample, NodeChecks, NodeFacts, NvmlState, PciReadings};
 
 /// How long a GPU stays quiet after a fresh driver before it counts as recovered.
 pub const VERIFY_FOR: Duration = Duration::from_secs(10);
@@ -26,6 +26,7 @@ const MAX_UNPLACED: usize = 64;
 pub struct Tracker {
     facts: NodeFacts,
     gpus: BTreeMap<String, Record>,
+    node: checks::Node,
     /// Seen before an inventory named their GPU.
     unplaced: Vec<GpuEvent>,
     /// The kernel driver was gone since NVML last answered: everything on it was reset.
@@ -121,6 +122,28 @@ impl Tracker {
         self.check();
     }
 
+    /// What the slow checks read once a node at `now`.
+    pub fn on_node_checks(&mut self, checks: &NodeChecks, now: Duration) {
+        self.node.on_checks(checks, &self.facts, now);
+        for (uuid, error) in &checks.lost {
+            self.on_lost(uuid, error);
+        }
+        self.check();
+    }
+
+    /// What the kernel alone says of the GPUs' PCI functions at `now`.
+    pub fn on_pci(&mut self, read: &PciReadings, now: Duration) {
+        self.node.on_nvswitches(read.nvswitches);
+        for record in self.gpus.values_mut() {
+            let Some(address) = record.pci_address.as_deref() else {
+                continue;
+            };
+            let function = read.functions.iter().find(|f| f.address == address);
+            record.observed.on_pci(function, now);
+        }
+        self.check();
+    }
+
     /// Readings at `now`.
     pub fn on_samples<'s>(&mut self, samples: impl IntoIterator<Item = &'s GpuSample>, now: Duration) {
         let mut changed = false;
@@ -145,6 +168,11 @@ impl Tracker {
             .collect()
     }
 
+    /// What the checks of the node as a whole say.
+    pub fn node_rows(&self) -> Vec<Row> {
+        self.node.rows(&self.facts)
+    }
+
     /// NVLinks of the other GPUs of the same part, at most.
     fn links_of_peers(&self, gpu: &Gpu) -> u32 {
         let peers = self
@@ -157,10 +185,14 @@ impl Tracker {
     }
 
     fn check(&mut self) {
+        let of_node = self.node_rows();
         let found: Vec<(String, Option<Fault>)> = self
             .rows()
             .into_iter()
-            .map(|(gpu, rows)| (gpu.uuid.clone(), Fault::worst(&rows)))
+            .map(|(gpu, mut rows)| {
+                rows.extend_from_slice(&of_node);
+                (gpu.uuid.clone(), Fault::worst(&rows))
+            })
             .collect();
         for (uuid, finding) in found {
             if let Some(record) = self.gpus.get_mut(&uuid) {

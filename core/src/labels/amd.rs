@@ -159,6 +159,7 @@ mod tests {
             memory_partition: Some("NPS1".into()),
             compute_partitioning: true,
             memory_partitioning: true,
+            ..AmdGpu::default()
         }
     }
 

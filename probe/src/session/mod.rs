@@ -16,15 +16,17 @@ mod profile;
 mod sample;
 mod told;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use berth_core::facts::{Gpu, GpuChecks, GpuSample, NvidiaDriver, NvmlState, NvmlStatus};
+use berth_core::facts::{Gpu, GpuChecks, GpuSample, NodeChecks, NvidiaDriver, NvmlState, NvmlStatus, Round};
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings::nvmlDevice_t;
 
 use crate::worker::CallClock;
+use checks::{ConfidentialCompute, Limits};
 use gpu::Known;
 pub(crate) use told::{Broken, raw};
 use told::{Stop, Told, broken, call};
@@ -37,6 +39,11 @@ pub struct Session {
     pub library: PathBuf,
     driver: Option<NvidiaDriver>,
     gpus: Vec<Known>,
+    /// By UUID.
+    limits: HashMap<String, Limits>,
+    confidential_compute: ConfidentialCompute,
+    /// GPUs that the last inventory found to be gone: UUID and what NVML says.
+    lost: Vec<(String, String)>,
 }
 
 /// What the inventory call found.
@@ -93,6 +100,9 @@ impl Session {
             library: library.into(),
             driver: None,
             gpus: Vec::new(),
+            limits: HashMap::new(),
+            confidential_compute: ConfidentialCompute::default(),
+            lost: Vec::new(),
         };
         session.inventory(clock)?;
         Ok(session)
@@ -112,6 +122,7 @@ impl Session {
 
         let mut gpus = Vec::with_capacity(count as usize);
         let mut unclear = Vec::new();
+        self.lost.clear();
         for index in 0..count {
             let at = self.gpus.iter().position(|k| k.facts.index == index);
             let before = at.map(|at| self.gpus.swap_remove(at));
@@ -126,6 +137,8 @@ impl Session {
                 Err(Stop::Broken(broken)) => return Err(broken),
                 Err(Stop::Lost(message)) => {
                     tracing::warn!(index, message, "GPU lost");
+                    self.lost
+                        .extend(before.as_ref().map(|known| (known.facts.uuid.clone(), message)));
                     gpus.extend(before);
                 }
             }
@@ -163,20 +176,50 @@ impl Session {
         Ok(driver)
     }
 
-    /// Reads what the health checks need; `slow`: also what takes long. A GPU that is lost is left out: the samples tell.
-    pub fn checks(&self, slow: bool, clock: &CallClock) -> Result<Vec<GpuChecks>, Broken> {
-        let mut all = Vec::with_capacity(self.gpus.len());
+    /// Reads what the health checks need. A GPU that is lost, by any of these calls or in the last inventory, is named as such.
+    pub fn checks(&mut self, clock: &CallClock) -> Result<Round, Broken> {
+        let mut round = Round {
+            gpus: Vec::with_capacity(self.gpus.len()),
+            node: NodeChecks {
+                lost: self.lost.clone(),
+                ..NodeChecks::default()
+            },
+        };
         for known in &self.gpus {
-            match checks::read(&self.nvml, known.handle, slow, clock) {
-                Ok(checks) => all.push(GpuChecks {
-                    uuid: known.facts.uuid.clone(),
-                    ..checks
-                }),
-                Err(Stop::Lost(message)) => tracing::debug!(uuid = known.facts.uuid, message, "not checked"),
+            match Self::check(&self.nvml, known, &mut self.limits, clock) {
+                Ok(checks) => round.gpus.push(checks),
+                Err(Stop::Lost(message)) => round.node.lost.push((known.facts.uuid.clone(), message)),
                 Err(Stop::Broken(broken)) => return Err(broken),
             }
         }
-        Ok(all)
+        match self.confidential_compute.is_ready(&self.nvml, clock) {
+            Ok((ready, unclear)) => {
+                round.node.confidential_compute_ready = ready;
+                round.node.unclear.extend(unclear.into_iter().map(Into::into));
+            }
+            // Of which GPU is not said, and those that are gone say so themselves.
+            Err(Stop::Lost(_)) => {}
+            Err(Stop::Broken(broken)) => return Err(broken),
+        }
+        Ok(round)
+    }
+
+    fn check(
+        nvml: &Nvml,
+        known: &Known,
+        limits: &mut HashMap<String, Limits>,
+        clock: &CallClock,
+    ) -> Result<GpuChecks, Stop> {
+        let uuid = &known.facts.uuid;
+        if !limits.get(uuid).is_some_and(|l| l.complete) {
+            limits.insert(uuid.clone(), Limits::read(nvml, known.handle, clock)?);
+        }
+        let limits = limits.get(uuid).cloned().unwrap_or_default();
+        let checks = checks::read(nvml, known.handle, &limits, known.facts.fabric.is_some(), clock)?;
+        Ok(GpuChecks {
+            uuid: uuid.clone(),
+            ..checks
+        })
     }
 
     /// Reads what every GPU is doing.

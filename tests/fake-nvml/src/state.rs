@@ -40,6 +40,9 @@ pub struct Driver {
     pub cuda_version: u32,
     /// e.g. `12.550.163.01`.
     pub nvml_version: String,
+    /// Whether the GPUs take work; absent: confidential computing is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confidential_compute_ready: Option<bool>,
 }
 
 impl Default for Driver {
@@ -50,6 +53,7 @@ impl Default for Driver {
             version: "550.163.01".into(),
             cuda_version: 12040,
             nvml_version: "12.550.163.01".into(),
+            confidential_compute_ready: None,
         }
     }
 }
@@ -174,6 +178,34 @@ pub struct Checks {
     pub pcie_replays: Option<u32>,
     /// `false`: validating the infoROM answers CORRUPTED_INFOROM.
     pub inforom_valid: Option<bool>,
+    /// Corrected errors since the driver was loaded.
+    pub ecc_corrected_volatile: Option<u64>,
+    /// Banks by spare rows left. Not told while MIG instances are active, whatever it is.
+    pub row_remap_histogram: Option<RowRemapHistogram>,
+    /// A memory channel waits to be repaired; parts before Blackwell have no such call.
+    pub repair_pending: Option<bool>,
+    /// Recoveries of all NVLinks.
+    pub nvlink_recoveries: Option<u32>,
+    /// Failed recoveries of all NVLinks; parts before NVLink 5 have no such count.
+    pub nvlink_failed_recoveries: Option<u32>,
+    /// `NVML_GPU_FABRIC_HEALTH_MASK_*`; 0: nothing is told.
+    pub fabric_health_mask: u32,
+    /// `NVML_GPU_FABRIC_HEALTH_SUMMARY_*`; 0: nothing is told.
+    pub fabric_health_summary: u8,
+    /// PCIe generation now: low while the GPU idles.
+    pub pcie_generation: Option<u32>,
+    /// PCIe generation that there can be.
+    pub pcie_max_generation: Option<u32>,
+    /// MHz that the SMs can have.
+    pub sm_clock_max_mhz: Option<u32>,
+    /// Degrees Celsius below slowdown; absent: parts before Hopper, which have a threshold.
+    pub temperature_margin_c: Option<i32>,
+    /// Degrees Celsius at which clocks are lowered.
+    pub slowdown_c: Option<u32>,
+    /// Nanoseconds that heat held the clocks down.
+    pub thermal_violation_ns: Option<u64>,
+    /// Persistence mode.
+    pub persistence_mode: Option<bool>,
 }
 
 impl Default for Checks {
@@ -190,8 +222,37 @@ impl Default for Checks {
             pcie_max_width: Some(16),
             pcie_replays: Some(0),
             inforom_valid: Some(true),
+            ecc_corrected_volatile: Some(0),
+            row_remap_histogram: Some(RowRemapHistogram {
+                max: 640,
+                ..RowRemapHistogram::default()
+            }),
+            repair_pending: None,
+            nvlink_recoveries: None,
+            nvlink_failed_recoveries: None,
+            fabric_health_mask: 0,
+            fabric_health_summary: 0,
+            pcie_generation: Some(1),
+            pcie_max_generation: Some(5),
+            sm_clock_max_mhz: Some(1980),
+            temperature_margin_c: Some(56),
+            slowdown_c: Some(87),
+            thermal_violation_ns: Some(0),
+            persistence_mode: Some(true),
         }
     }
+}
+
+/// Banks of memory by how many of their spare rows are left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct RowRemapHistogram {
+    pub max: u32,
+    pub high: u32,
+    pub partial: u32,
+    pub low: u32,
+    pub none: u32,
 }
 
 /// Remapped rows.

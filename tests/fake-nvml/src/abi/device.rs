@@ -4,7 +4,7 @@ use std::os::raw::{c_char, c_int, c_uint};
 
 use nvml_wrapper_sys::bindings::*;
 
-use super::{Answer, INVALID, NOT_SUPPORTED, chars, put, put_some, put_str, struct_version, take};
+use super::{Answer, INVALID, NOT_SUPPORTED, chars, put, put_str, struct_version, take};
 use crate::live::{View, on_device};
 use crate::state::Fabric;
 
@@ -162,7 +162,7 @@ pub extern "C" fn nvmlDeviceGetGpuFabricInfoV(device: nvmlDevice_t, info: *mut n
             status: f.status,
             cliqueId: f.clique_id,
             state: f.state as nvmlGpuFabricState_t,
-            healthMask: 0,
+            healthMask: v.gpu.checks.fabric_health_mask,
         };
         if version == struct_version::<nvmlGpuFabricInfo_v2_t>(2) {
             put(info, v2)
@@ -175,8 +175,8 @@ pub extern "C" fn nvmlDeviceGetGpuFabricInfoV(device: nvmlDevice_t, info: *mut n
                     status: v2.status,
                     cliqueId: v2.cliqueId,
                     state: v2.state,
-                    healthMask: 0,
-                    healthSummary: 0,
+                    healthMask: v2.healthMask,
+                    healthSummary: v.gpu.checks.fabric_health_summary,
                 },
             )
         } else {
@@ -189,7 +189,9 @@ pub extern "C" fn nvmlDeviceGetGpuFabricInfoV(device: nvmlDevice_t, info: *mut n
 mod field {
     pub(super) use nvml_wrapper_sys::bindings::field_id::{
         NVML_FI_DEV_GET_GPU_RECOVERY_ACTION as RECOVERY_ACTION,
-        NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL as NVLINK_CRC_ERRORS, NVML_FI_DEV_POWER_INSTANT as POWER_INSTANT,
+        NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS as NVLINK_FAILED_RECOVERIES,
+        NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL as NVLINK_CRC_ERRORS,
+        NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL as NVLINK_RECOVERIES, NVML_FI_DEV_POWER_INSTANT as POWER_INSTANT,
         NVML_FI_DEV_REMAPPED_COR as REMAPPED_CORRECTABLE, NVML_FI_DEV_REMAPPED_FAILURE as REMAPPED_FAILURE,
         NVML_FI_DEV_REMAPPED_PENDING as REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC as REMAPPED_UNCORRECTABLE,
     };
@@ -208,6 +210,13 @@ pub extern "C" fn nvmlDeviceGetFieldValues(
             let value = match answer.fieldId {
                 field::RECOVERY_ACTION => v.gpu.recovery_action,
                 field::NVLINK_CRC_ERRORS => v.gpu.checks.nvlink_crc_errors,
+                field::NVLINK_RECOVERIES => v.gpu.checks.nvlink_recoveries,
+                // All of them are of the first link.
+                field::NVLINK_FAILED_RECOVERIES => v
+                    .gpu
+                    .checks
+                    .nvlink_failed_recoveries
+                    .map(|n| if answer.scopeId == 0 { n } else { 0 }),
                 field::POWER_INSTANT => v.gpu.power_mw,
                 field::REMAPPED_CORRECTABLE
                 | field::REMAPPED_UNCORRECTABLE
@@ -223,9 +232,4 @@ pub extern "C" fn nvmlDeviceGetFieldValues(
         }
         Ok(())
     })
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetPersistenceMode(device: nvmlDevice_t, mode: *mut c_uint) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetPersistenceMode", device, |_| put_some(mode, Some(1)))
 }

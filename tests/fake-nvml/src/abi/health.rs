@@ -5,7 +5,7 @@ use std::os::raw::{c_uint, c_ulonglong};
 use nvml_wrapper_sys::bindings::*;
 
 use super::{INVALID, NOT_SUPPORTED, put, put_some, struct_version, take};
-use crate::live::on_device;
+use crate::live::{on_device, on_system};
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetTotalEccErrors(
@@ -15,10 +15,13 @@ pub extern "C" fn nvmlDeviceGetTotalEccErrors(
     count: *mut c_ulonglong,
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceGetTotalEccErrors", device, |v| {
-        let errors = v.gpu.checks.ecc_uncorrected_volatile;
-        let asked = kind == nvmlMemoryErrorType_enum_NVML_MEMORY_ERROR_TYPE_UNCORRECTED
-            && counter == nvmlEccCounterType_enum_NVML_VOLATILE_ECC;
-        put_some(count, errors.map(|n| if asked { n } else { 0 }))
+        let errors = match kind {
+            nvmlMemoryErrorType_enum_NVML_MEMORY_ERROR_TYPE_UNCORRECTED => v.gpu.checks.ecc_uncorrected_volatile,
+            nvmlMemoryErrorType_enum_NVML_MEMORY_ERROR_TYPE_CORRECTED => v.gpu.checks.ecc_corrected_volatile,
+            _ => return Err(INVALID),
+        };
+        let volatile = counter == nvmlEccCounterType_enum_NVML_VOLATILE_ECC;
+        put_some(count, errors.map(|n| if volatile { n } else { 0 }))
     })
 }
 
@@ -129,5 +132,146 @@ pub extern "C" fn nvmlDeviceValidateInforom(device: nvmlDevice_t) -> nvmlReturn_
             Some(true) => Ok(()),
             Some(false) => Err(nvmlReturn_enum_NVML_ERROR_CORRUPTED_INFOROM),
         }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetRowRemapperHistogram(
+    device: nvmlDevice_t,
+    values: *mut nvmlRowRemapperHistogramValues_t,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetRowRemapperHistogram", device, |v| {
+        if !v.gpu.mig_devices().is_empty() {
+            return Err(NOT_SUPPORTED);
+        }
+        let banks = v.gpu.checks.row_remap_histogram.ok_or(NOT_SUPPORTED)?;
+        put(
+            values,
+            nvmlRowRemapperHistogramValues_t {
+                max: banks.max,
+                high: banks.high,
+                partial: banks.partial,
+                low: banks.low,
+                none: banks.none,
+            },
+        )
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetRepairStatus(device: nvmlDevice_t, status: *mut nvmlRepairStatus_t) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetRepairStatus", device, |v| {
+        let mut answer = take(status)?;
+        if answer.version != struct_version::<nvmlRepairStatus_v1_t>(1) {
+            return Err(nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+        }
+        answer.bChannelRepairPending = v.gpu.checks.repair_pending.ok_or(NOT_SUPPORTED)?.into();
+        answer.bTpcRepairPending = 0;
+        put(status, answer)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetCurrPcieLinkGeneration(device: nvmlDevice_t, generation: *mut c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetCurrPcieLinkGeneration", device, |v| {
+        put_some(generation, v.gpu.checks.pcie_generation)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetMaxPcieLinkGeneration(device: nvmlDevice_t, generation: *mut c_uint) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetMaxPcieLinkGeneration", device, |v| {
+        put_some(generation, v.gpu.checks.pcie_max_generation)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetMaxClockInfo(
+    device: nvmlDevice_t,
+    clock: nvmlClockType_t,
+    mhz: *mut c_uint,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetMaxClockInfo", device, |v| match clock {
+        nvmlClockType_enum_NVML_CLOCK_GRAPHICS | nvmlClockType_enum_NVML_CLOCK_SM => {
+            put_some(mhz, v.gpu.checks.sm_clock_max_mhz)
+        }
+        _ => Err(NOT_SUPPORTED),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetMarginTemperature(
+    device: nvmlDevice_t,
+    margin: *mut nvmlMarginTemperature_t,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetMarginTemperature", device, |v| {
+        let mut answer = take(margin)?;
+        if answer.version != struct_version::<nvmlMarginTemperature_v1_t>(1) {
+            return Err(nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+        }
+        answer.marginTemperature = v.gpu.checks.temperature_margin_c.ok_or(NOT_SUPPORTED)?;
+        put(margin, answer)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetTemperatureThreshold(
+    device: nvmlDevice_t,
+    threshold: nvmlTemperatureThresholds_t,
+    celsius: *mut c_uint,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetTemperatureThreshold", device, |v| match threshold {
+        nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_SLOWDOWN => {
+            put_some(celsius, v.gpu.checks.slowdown_c)
+        }
+        _ => Err(NOT_SUPPORTED),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetViolationStatus(
+    device: nvmlDevice_t,
+    policy: nvmlPerfPolicyType_t,
+    time: *mut nvmlViolationTime_t,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetViolationStatus", device, |v| match policy {
+        nvmlPerfPolicyType_enum_NVML_PERF_POLICY_THERMAL => put(
+            time,
+            nvmlViolationTime_t {
+                referenceTime: 0,
+                violationTime: v.gpu.checks.thermal_violation_ns.ok_or(NOT_SUPPORTED)?,
+            },
+        ),
+        _ => Err(NOT_SUPPORTED),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetPersistenceMode(device: nvmlDevice_t, mode: *mut nvmlEnableState_t) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetPersistenceMode", device, |v| {
+        put_some(mode, v.gpu.checks.persistence_mode.map(Into::into))
+    })
+}
+
+/// NVML_CC_SYSTEM_FEATURE_ENABLED, where the state says anything of it.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlSystemGetConfComputeState(state: *mut nvmlConfComputeSystemState_t) -> nvmlReturn_t {
+    on_system("nvmlSystemGetConfComputeState", |s| {
+        put(
+            state,
+            nvmlConfComputeSystemState_t {
+                environment: 0,
+                ccFeature: s.driver.confidential_compute_ready.is_some().into(),
+                devToolsMode: 0,
+            },
+        )
+    })
+}
+
+/// As a driver outside that mode: it answers, and nobody is to believe it.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlSystemGetConfComputeGpusReadyState(accepting: *mut c_uint) -> nvmlReturn_t {
+    on_system("nvmlSystemGetConfComputeGpusReadyState", |s| {
+        put(accepting, s.driver.confidential_compute_ready.unwrap_or(false).into())
     })
 }
