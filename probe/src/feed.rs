@@ -67,6 +67,7 @@ mod tests {
             age: std::time::Duration::ZERO,
             source: "nvml".into(),
             detail: String::new(),
+            instance: None,
         };
         Item::Event(event, Instant::now())
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use berth_core::facts::{GpuEvent, GpuEventKind, SOURCE_KERNEL_LOG, SOURCE_KERNEL_LOG_EARLIER};
 use berth_core::health::kernel_log::{Line, parse};
-use berth_core::health::{Effect, verdict};
+use berth_core::health::{Effect, Part, judge};
 
 use crate::feed::{Feed, Item};
 
@@ -99,7 +99,7 @@ fn on_line(line: &str, earlier: &mut Option<Vec<GpuEvent>>, feed: &Feed) {
         (Some(events), Line::DriverLoaded) => events.clear(),
         (Some(events), Line::Xid { .. }) => {
             let matters = |event: &GpuEvent| match event.kind {
-                GpuEventKind::Xid(xid) => verdict(xid).effect(&event.detail).0 > Effect::Counted,
+                GpuEventKind::Xid(xid) => judge(xid, &event.detail, Part::default()).effect > Effect::Counted,
                 GpuEventKind::Other(_) => false,
             };
             if let Some(event) = record.event(now, SOURCE_KERNEL_LOG_EARLIER).filter(matters) {

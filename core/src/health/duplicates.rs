@@ -70,6 +70,7 @@ mod tests {
             age: Duration::from_millis(age_ms),
             source: source.into(),
             detail: String::new(),
+            instance: None,
         }
     }
 
