@@ -181,6 +181,7 @@ fn slices_that_are_ill_alone_are_known_by_their_resource() {
     let now = Instant::now();
     let mut picture = picture(4, now);
     let agent = picture.agents.get_mut("n").unwrap();
+    let uuid = |n: u32| format!("GPU-{n}");
     let facts = agent.facts.as_mut().unwrap();
     let device = |uuid: &str, profile: &str| MigDevice {
         uuid: uuid.into(),
