@@ -13,8 +13,10 @@ use berth_core::health::{Effect, Part, judge};
 
 use crate::feed::{Feed, Item};
 
-/// Pause before another try where the log cannot be opened, and before another look at one that is no device.
+/// Pause before another try where the log cannot be opened.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Pause before another look at a log that is no device, and so cannot be waited for.
+const LOOK: Duration = Duration::from_millis(100);
 /// A record of `/dev/kmsg` is shorter; a longer line of anything else is not a record.
 const LONGEST: usize = 8 * 1024;
 /// Of what was in the log before, so much of the newest is told.
@@ -69,7 +71,7 @@ fn follow(path: &Path, feed: &Feed, tell_earlier: bool) -> Result<std::convert::
     loop {
         match reader.step(&mut log, feed)? {
             Step::Read => {}
-            Step::AtEnd => std::thread::sleep(AGAIN),
+            Step::AtEnd => std::thread::sleep(LOOK),
             Step::MustWait => wait(&log)?,
         }
     }
