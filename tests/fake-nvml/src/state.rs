@@ -154,6 +154,11 @@ impl Gpu {
         self.push(EventKind::Xid(xid), Some((gpu_instance, compute_instance)));
     }
 
+    /// Appends the event that its MIG devices are other ones now.
+    pub fn push_mig_change(&mut self) {
+        self.push_event(EventKind::Type(EVENT_MIG_CONFIG));
+    }
+
     fn push(&mut self, kind: EventKind, instance: Option<(u32, Option<u32>)>) {
         self.events.push(Event {
             id: self.events.iter().map(|e| e.id).max().unwrap_or(0) + 1,
