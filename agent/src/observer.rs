@@ -179,7 +179,7 @@ impl Observer {
                     tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
                     self.picture.update(|state, revision, now| {
                         // Both reports of one fault count for health: the second may tell more.
-                        state.tracker.on_event(&event);
+                        state.tracker.on_event(&event, now);
                         if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
                             state.ring.push(event, now);
                             revision.events += 1;

@@ -76,6 +76,7 @@ mod tests {
             age: Duration::from_secs(age_s),
             source: "nvml".into(),
             detail: String::new(),
+            instance: None,
         }
     }
 

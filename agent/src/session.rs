@@ -136,6 +136,7 @@ mod tests {
             age: Duration::ZERO,
             source: "nvml".into(),
             detail: String::new(),
+            instance: None,
         }
     }
 

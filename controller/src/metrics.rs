@@ -199,6 +199,7 @@ mod tests {
             age: std::time::Duration::ZERO,
             source: "nvml".into(),
             detail: String::new(),
+            instance: None,
         };
         let events = [
             event(GpuEventKind::Xid(79)),

@@ -470,6 +470,17 @@ pub struct GpuEvent {
     pub source: String,
     /// Text of the source, where it has any.
     pub detail: String,
+    /// The MIG instance that it is about; `None`: the whole GPU, or not known.
+    pub instance: Option<MigInstance>,
+}
+
+/// A MIG instance as events name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigInstance {
+    /// GPU instance.
+    pub gpu: u32,
+    /// Compute instance within it; `None`: all of them.
+    pub compute: Option<u32>,
 }
 
 /// An event of NVML.
@@ -484,6 +495,6 @@ pub const SOURCE_KERNEL_LOG_EARLIER: &str = "kmsg-earlier";
 pub enum GpuEventKind {
     /// An NVIDIA XID with its number.
     Xid(u64),
-    /// Named: `EccDoubleBit`, `DriverBound`, `DriverUnbound`.
+    /// Named: `EccDoubleBit` and the others of [`crate::health::nvml_event`], `DriverBound`, `DriverUnbound`.
     Other(String),
 }

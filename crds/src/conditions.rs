@@ -209,6 +209,8 @@ reasons! {
     GPUsReady,
     /// A GPU of a node is not ready.
     GPUsNotReady,
+    /// A node's GPUs may be handed out, and something was seen of one that is worth watching.
+    GPUsSuspect,
     /// Nobody can tell whether a node's GPUs are ready.
     GPUsUnknown,
 }

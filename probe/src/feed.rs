@@ -7,8 +7,9 @@ use std::time::Instant;
 use berth_core::facts::{GpuEvent, NvmlStatus};
 use tokio::sync::broadcast;
 
-/// Events that a listener may fall behind, or that are kept while nobody listens (an agent that restarts).
-const CAPACITY: usize = 64;
+/// Events that a listener may fall behind, or that are kept while nobody listens (an agent that restarts): some dozens of each of eight
+/// GPUs that fall off the bus together.
+const CAPACITY: usize = 256;
 
 /// One thing to tell.
 #[derive(Debug, Clone)]
@@ -67,6 +68,7 @@ mod tests {
             age: std::time::Duration::ZERO,
             source: "nvml".into(),
             detail: String::new(),
+            instance: None,
         };
         Item::Event(event, Instant::now())
     }

@@ -1,7 +1,7 @@
 //! Follows the kernel log for XIDs. It goes on while NVML hangs, and knows what happened before this process started.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use berth_core::facts::{GpuEvent, GpuEventKind, SOURCE_KERNEL_LOG, SOURCE_KERNEL_LOG_EARLIER};
 use berth_core::health::kernel_log::{Line, parse};
-use berth_core::health::{Effect, verdict};
+use berth_core::health::{Effect, Part, judge};
 
 use crate::feed::{Feed, Item};
 
-/// Pause before another try where the log cannot be opened, and before another look at one that is no device.
+/// Pause before another try where the log cannot be opened.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Pause before another look at a log that is no device, and so cannot be waited for.
+const LOOK: Duration = Duration::from_millis(100);
 /// A record of `/dev/kmsg` is shorter; a longer line of anything else is not a record.
 const LONGEST: usize = 8 * 1024;
 /// Of what was in the log before, so much of the newest is told.
@@ -60,27 +62,62 @@ fn follow(path: &Path, feed: &Feed, tell_earlier: bool) -> Result<std::convert::
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(path)?;
     tracing::info!(path = %path.display(), "the kernel log is followed");
-    let mut earlier = Some(Vec::new());
-    let mut lines = Lines::default();
-    let mut buffer = [0; LONGEST];
+    let mut reader = Reader {
+        earlier: Some(Vec::new()),
+        tell_earlier,
+        lines: Lines::default(),
+        buffer: [0; LONGEST],
+    };
     loop {
-        match log.read(&mut buffer) {
-            Ok(0) => {
-                tell_all(feed, &mut earlier, tell_earlier);
-                std::thread::sleep(AGAIN);
+        match reader.step(&mut log, feed)? {
+            Step::Read => {}
+            Step::AtEnd => std::thread::sleep(LOOK),
+            Step::MustWait => wait(&log)?,
+        }
+    }
+}
+
+/// One pass through an open log.
+struct Reader {
+    /// What was in the log before, until all of it has been read.
+    earlier: Option<Vec<GpuEvent>>,
+    tell_earlier: bool,
+    lines: Lines,
+    buffer: [u8; LONGEST],
+}
+
+/// What came of one read.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// There may be more.
+    Read,
+    /// The end of something that is no device.
+    AtEnd,
+    /// All is read; the kernel says when there is more.
+    MustWait,
+}
+
+impl Reader {
+    fn step(&mut self, log: &mut impl io::Read, feed: &Feed) -> io::Result<Step> {
+        let step = match log.read(&mut self.buffer) {
+            Ok(0) => Step::AtEnd,
+            Ok(read) => {
+                let earlier = &mut self.earlier;
+                self.lines
+                    .push(&self.buffer[..read], |line| on_line(line, earlier, feed));
+                return Ok(Step::Read);
             }
-            Ok(read) => lines.push(&buffer[..read], |line| on_line(line, &mut earlier, feed)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tell_all(feed, &mut earlier, tell_earlier);
-                wait(&log)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::MustWait,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Step::Read),
             // Records were overwritten before they were read; the next read has the oldest that is left.
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {
                 tracing::warn!("the kernel log was overwritten before it was read: XIDs may be missed");
+                return Ok(Step::Read);
             }
             Err(error) => return Err(error),
-        }
+        };
+        tell_all(feed, &mut self.earlier, self.tell_earlier);
+        Ok(step)
     }
 }
 
@@ -90,7 +127,8 @@ fn on_line(line: &str, earlier: &mut Option<Vec<GpuEvent>>, feed: &Feed) {
     match (earlier, &record.line) {
         (None, Line::DriverLoaded) => {}
         (None, Line::Xid { .. }) => {
-            if let Some(event) = record.event(now, SOURCE_KERNEL_LOG) {
+            // It was read when it was written. Its own time says less: the log's clock and the one that can be read drift apart.
+            if let Some(event) = record.event(record.at, SOURCE_KERNEL_LOG) {
                 tracing::warn!(kind = ?event.kind, pci_address = event.pci_address, detail = event.detail, "GPU event");
                 feed.tell(Item::Event(event, Instant::now()));
             }
@@ -99,7 +137,7 @@ fn on_line(line: &str, earlier: &mut Option<Vec<GpuEvent>>, feed: &Feed) {
         (Some(events), Line::DriverLoaded) => events.clear(),
         (Some(events), Line::Xid { .. }) => {
             let matters = |event: &GpuEvent| match event.kind {
-                GpuEventKind::Xid(xid) => verdict(xid).effect(&event.detail).0 > Effect::Counted,
+                GpuEventKind::Xid(xid) => judge(xid, &event.detail, Part::default()).effect > Effect::Counted,
                 GpuEventKind::Other(_) => false,
             };
             if let Some(event) = record.event(now, SOURCE_KERNEL_LOG_EARLIER).filter(matters) {
@@ -167,6 +205,55 @@ mod tests {
         assert_eq!(seen, ["abc", "d"]);
         lines.push(&vec![b'x'; 10 * LONGEST], |_| {});
         assert_eq!(lines.0.len(), LONGEST);
+    }
+
+    /// Answers of a log, one a read.
+    struct Log(std::collections::VecDeque<Result<&'static str, i32>>);
+
+    impl io::Read for Log {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let answer = self.0.pop_front().unwrap_or(Err(libc::EAGAIN));
+            let text = answer.map_err(io::Error::from_raw_os_error)?;
+            buffer[..text.len()].copy_from_slice(text.as_bytes());
+            Ok(text.len())
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_overwritten_is_read_on() {
+        let feed = Feed::new();
+        let mut reader = Reader {
+            earlier: Some(Vec::new()),
+            tell_earlier: true,
+            lines: Lines::default(),
+            buffer: [0; LONGEST],
+        };
+        let mut log = Log(std::collections::VecDeque::from([
+            Ok("4,1,1,-;NVRM: Xid (PCI:0000:3b:00): 95, x\n"),
+            Err(libc::EINTR),
+            Err(libc::EAGAIN),
+            Ok("4,2,2,-;NVRM: Xid (PCI:0000:3b:00): 62, x\n"),
+            Err(libc::EPIPE),
+            Ok("4,900,3,-;NVRM: Xid (PCI:0000:3b:00): 79, x\n"),
+            Err(libc::EAGAIN),
+            Err(libc::EACCES),
+        ]));
+        let steps: Vec<_> = (0..7).map(|_| reader.step(&mut log, &feed).unwrap()).collect();
+        use Step::{MustWait, Read};
+        assert_eq!(steps, [Read, Read, MustWait, Read, Read, Read, MustWait]);
+        assert!(reader.step(&mut log, &feed).is_err());
+        let told: Vec<_> = feed
+            .listen()
+            .0
+            .into_iter()
+            .map(|item| match item {
+                Item::Event(event, _) => (event.kind, event.source, event.age.is_zero()),
+                Item::State(status) => panic!("{status:?}"),
+            })
+            .collect();
+        let live = |xid| (GpuEventKind::Xid(xid), "kmsg".to_owned(), true);
+        assert_eq!(told[1..], [live(62), live(79)], "as old as when they were read");
+        assert_eq!(told[0], (GpuEventKind::Xid(95), "kmsg-earlier".to_owned(), false));
     }
 
     #[test]

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, NvmlState, NvmlStatus, SOURCE_NVML};
+use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, MigInstance, NvmlState, NvmlStatus, SOURCE_NVML};
+use berth_core::health::nvml_event::{self, MIG_CONFIG, XID};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlEventData_t, nvmlEventMigConfigChange, nvmlEventSet_t, nvmlEventTypeDoubleBitEccError,
-    nvmlEventTypeXidCriticalError,
-};
+use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t};
 
 use crate::feed::{Feed, Item};
 use crate::session::{Session, raw};
@@ -22,9 +20,8 @@ use crate::worker::{CallClock, STACK};
 /// One wait. An event ends it at once; without any it bounds how long giving up the driver takes.
 pub const WAIT: Duration = Duration::from_secs(1);
 
-const XID: u64 = nvmlEventTypeXidCriticalError as u64;
-const DOUBLE_BIT: u64 = nvmlEventTypeDoubleBitEccError as u64;
-const MIG_CONFIG: u64 = nvmlEventMigConfigChange as u64;
+/// What an event that is not about one MIG instance has for the instance's id.
+const NO_INSTANCE: u32 = u32::MAX;
 
 /// The near end of a watching thread. Dropping it asks the thread to end, which it does after its current wait.
 #[derive(Debug)]
@@ -87,7 +84,7 @@ fn register(
             raw!(
                 nvml,
                 clock,
-                nvmlDeviceRegisterEvents(gpu.handle, types & (XID | DOUBLE_BIT | MIG_CONFIG), set)
+                nvmlDeviceRegisterEvents(gpu.handle, types & nvml_event::wanted(), set)
             )
         }) {
             Ok(()) => registered += 1,
@@ -245,7 +242,6 @@ impl Watch {
         let pci_address = source.and_then(|gpu| gpu.pci_address.clone());
         let kind = match data.eventType {
             XID => GpuEventKind::Xid(data.eventData),
-            DOUBLE_BIT => GpuEventKind::Other("EccDoubleBit".into()),
             // The GPUs' facts have changed, NVML's state has not: whoever listens reads them again.
             MIG_CONFIG => {
                 return Item::State(NvmlStatus {
@@ -253,7 +249,10 @@ impl Watch {
                     message: String::new(),
                 });
             }
-            other => GpuEventKind::Other(format!("NvmlEvent{other:#x}")),
+            other => GpuEventKind::Other(match nvml_event::name(other) {
+                Some(name) => name.into(),
+                None => format!("NvmlEvent{other:#x}"),
+            }),
         };
         tracing::warn!(?kind, uuid, pci_address, "GPU event");
         let event = GpuEvent {
@@ -263,6 +262,10 @@ impl Watch {
             age: Duration::ZERO,
             source: SOURCE_NVML.into(),
             detail: String::new(),
+            instance: (data.gpuInstanceId != NO_INSTANCE).then(|| MigInstance {
+                gpu: data.gpuInstanceId,
+                compute: Some(data.computeInstanceId).filter(|id| *id != NO_INSTANCE),
+            }),
         };
         Item::Event(event, Instant::now())
     }

@@ -377,6 +377,7 @@ impl From<health::GpuHealth> for v1::GpuHealth {
             message: h.message,
             since_ms: ms(h.since),
             cleared_by: h.cleared_by,
+            gpu: h.gpu,
         }
     }
 }
@@ -397,6 +398,7 @@ impl From<v1::GpuHealth> for health::GpuHealth {
             message: h.message,
             since: Duration::from_millis(h.since_ms),
             cleared_by: h.cleared_by,
+            gpu: h.gpu,
         }
     }
 }
@@ -603,6 +605,8 @@ impl From<facts::GpuEvent> for v1::GpuEvent {
             age_ms: ms(e.age),
             source: e.source,
             detail: e.detail,
+            gpu_instance_id: e.instance.map(|i| i.gpu),
+            compute_instance_id: e.instance.and_then(|i| i.compute),
         }
     }
 }
@@ -627,6 +631,10 @@ impl TryFrom<v1::GpuEvent> for facts::GpuEvent {
             age: Duration::from_millis(e.age_ms),
             source: e.source,
             detail: e.detail,
+            instance: e.gpu_instance_id.map(|gpu| facts::MigInstance {
+                gpu,
+                compute: e.compute_instance_id,
+            }),
         })
     }
 }

@@ -81,7 +81,7 @@ async fn ask_probe(args: &Check, facts: &mut Facts, tracker: &mut Tracker, start
         let mut events = probe.events().await?;
         while let Ok(told) = timeout(EVENTS, events.next()).await {
             if let Told::Event(event) = told? {
-                tracker.on_event(&event);
+                tracker.on_event(&event, started.elapsed());
             }
         }
         if !ready {

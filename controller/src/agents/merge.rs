@@ -109,12 +109,14 @@ fn same_health(a: &NodeHealth, b: &NodeHealth) -> bool {
             message,
             since: _,
             cleared_by,
+            gpu,
         } = a;
         *uuid == b.uuid
             && *state == b.state
             && *reason == b.reason
             && *message == b.message
             && *cleared_by == b.cleared_by
+            && *gpu == b.gpu
     };
     *nvml == b.nvml
         && *missing_gpus == b.missing_gpus
@@ -280,6 +282,7 @@ mod tests {
                 message: String::new(),
                 since: Duration::from_secs(since),
                 cleared_by: None,
+                gpu: None,
             }],
             ..NodeHealth::default()
         };

@@ -125,14 +125,18 @@ fn nvidia(facts: &NodeFacts, health: &NodeHealth, away_for_long: bool) -> Word {
         };
     }
     let not_ready = |g: &&GpuHealth| !g.state.may_be_handed_out();
-    let count = health.gpus.iter().filter(not_ready).count();
+    // A slice that is as its GPU is says nothing new.
+    let troubles: Vec<&GpuHealth> = health.troubles().collect();
+    let count = troubles.iter().copied().filter(not_ready).count();
+    let gpus = health.gpus.iter().filter(|g| g.gpu.is_none()).count();
     // The first of the worst: they are in NVML's order.
-    let worst = health.gpus.iter().rev().max_by_key(|g| g.state);
+    let worst = troubles.iter().rev().max_by_key(|g| g.state);
     match worst {
         Some(worst) if !worst.state.may_be_handed_out() => {
             let others = match count {
                 1 => String::new(),
-                n => format!("; {n} of {} GPUs are not ready", health.gpus.len()),
+                n if troubles.len() == gpus => format!("; {n} of {gpus} GPUs are not ready"),
+                n => format!("; {n} GPUs and MIG slices are not ready"),
             };
             say(Status::False, &*worst.reason, format!("{}{others}", told(worst)))
         }
@@ -145,7 +149,7 @@ fn nvidia(facts: &NodeFacts, health: &NodeHealth, away_for_long: bool) -> Word {
             ),
         ),
         Some(worst) if worst.state == GpuState::Suspect => say(Status::True, &*worst.reason, told(worst)),
-        Some(_) => say(Status::True, ALL_READY, format!("{} GPU(s)", health.gpus.len())),
+        Some(_) => say(Status::True, ALL_READY, format!("{gpus} GPU(s)")),
         None => {
             let reason = match health.nvml.state {
                 NvmlState::Ready => Reason::GpuMissing,
@@ -239,6 +243,7 @@ mod tests {
             message: format!("{reason} seen"),
             since: Duration::ZERO,
             cleared_by: None,
+            gpu: None,
         }
     }
 
@@ -260,6 +265,55 @@ mod tests {
         NodeFacts {
             pci: vec![function(0x10de, 0x03_0200, driver)],
             ..NodeFacts::default()
+        }
+    }
+
+    #[test]
+    fn a_slice_counts_where_it_is_worse_than_its_gpu() {
+        use GpuState::{Healthy, Unhealthy};
+        let slice = |n: u32, state, of: u32| GpuHealth {
+            gpu: Some(format!("GPU-{of}")),
+            uuid: format!("MIG-{n}"),
+            ..gpu(n, state, "ResetRequired")
+        };
+        for (what, gpus, want) in [
+            (
+                "all well",
+                vec![gpu(0, Healthy, ""), slice(0, Healthy, 0), slice(1, Healthy, 0)],
+                ("True", "AllGPUsReady", "1 GPU(s)"),
+            ),
+            (
+                "one slice",
+                vec![gpu(0, Healthy, ""), slice(0, Healthy, 0), slice(1, Unhealthy, 0)],
+                ("False", "ResetRequired", "MIG-1: ResetRequired seen"),
+            ),
+            (
+                "two slices",
+                vec![gpu(0, Healthy, ""), slice(0, Unhealthy, 0), slice(1, Unhealthy, 0)],
+                (
+                    "False",
+                    "ResetRequired",
+                    "MIG-0: ResetRequired seen; 2 GPUs and MIG slices are not ready",
+                ),
+            ),
+            (
+                "their GPU",
+                vec![
+                    gpu(0, Unhealthy, "FallenOffBus"),
+                    slice(0, Unhealthy, 0),
+                    slice(1, Unhealthy, 0),
+                ],
+                ("False", "FallenOffBus", "GPU-0: FallenOffBus seen"),
+            ),
+        ] {
+            let report = NodeHealth {
+                gpus,
+                ..health(NvmlState::Ready, &[], 0)
+            };
+            let Word::Say(said) = nvidia(&with_card(Some("nvidia")), &report, false) else {
+                panic!("{what}");
+            };
+            assert_eq!((said.status.as_str(), &*said.reason, &*said.message), want, "{what}");
         }
     }
 

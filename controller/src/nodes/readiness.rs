@@ -61,12 +61,13 @@ struct State {
     observed: HashMap<String, Vec<Value>>,
 }
 
-/// One write: the whole set of conditions that are ours, and the transitions in it.
+/// One write: the whole set of conditions that are ours, and what is news in it.
 #[derive(Debug, Default, PartialEq)]
 struct Plan {
     /// `None`: the node has it already.
     write: Option<Vec<Value>>,
-    transitions: Vec<(&'static str, Wanted)>,
+    /// Transitions, and what has become worth watching.
+    news: Vec<(&'static str, Wanted)>,
     /// Types that are left to another manager, which is named.
     left: Vec<(&'static str, String)>,
 }
@@ -109,9 +110,10 @@ fn plan(node: &Node, words: Words, rules: [(&'static str, KeyFamily); 2], now: T
             "lastTransitionTime": since.unwrap_or_else(|| now.to_string()),
         }));
         // That all is well from the first is no news.
-        let news = same_status.is_none() && (before.is_some() || wanted.status != Status::True);
-        if news {
-            plan.transitions.push((type_, wanted));
+        let turned = same_status.is_none() && (before.is_some() || wanted.status != Status::True);
+        let is_suspect = wanted.status == Status::True && wanted.reason != condition::ALL_READY;
+        if turned || is_suspect && same_status.is_none_or(|c| c.reason != wanted.reason) {
+            plan.news.push((type_, wanted));
         }
     }
     plan.write = differs.then_some(conditions);
@@ -169,7 +171,7 @@ impl Readiness<'_> {
             Ok(now) => {
                 self.context.cluster.apply_node(Node::from_api(&now));
                 self.state.lock().failures.remove(&name);
-                for (type_, wanted) in plan.transitions {
+                for (type_, wanted) in plan.news {
                     self.tell(node.clone(), type_, &wanted);
                 }
             }
@@ -241,6 +243,9 @@ impl Readiness<'_> {
         let note = format!("{type_} is {}: {reason}: {message}", status.as_str());
         let events = &self.context.events;
         match status {
+            Status::True if reason != condition::ALL_READY => {
+                events.warning(node, Reason::GPUsSuspect, "Report", &note)
+            }
             Status::True => events.normal(node, Reason::GPUsReady, "Report", &note),
             Status::False => events.warning(node, Reason::GPUsNotReady, "Report", &note),
             Status::Unknown => events.warning(node, Reason::GPUsUnknown, "Report", &note),
@@ -337,8 +342,22 @@ mod tests {
             (
                 "well from the first",
                 Node::default(),
-                say(Status::True, "A"),
+                say(Status::True, condition::ALL_READY),
                 Some("1970-01-01T00:00:00Z"),
+                0,
+            ),
+            (
+                "well, and now worth watching",
+                node("True", condition::ALL_READY, &[OURS]),
+                say(Status::True, "B"),
+                Some(THEN),
+                1,
+            ),
+            (
+                "well, and no longer worth watching",
+                node("True", "B", &[OURS]),
+                say(Status::True, condition::ALL_READY),
+                Some(THEN),
                 0,
             ),
             (
@@ -370,7 +389,7 @@ mod tests {
                 .write
                 .map(|w| w[0]["lastTransitionTime"].as_str().map(str::to_owned));
             assert_eq!(times, written.map(|t| Some(t.to_owned())), "{what}");
-            assert_eq!(plan.transitions.len(), events, "{what}");
+            assert_eq!(plan.news.len(), events, "{what}");
         }
     }
 

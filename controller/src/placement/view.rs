@@ -9,12 +9,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
-use berth_core::facts::Gpu;
+use berth_core::facts::{Gpu, NodeFacts};
 use berth_core::freshness::SAMPLE_STALE;
+use berth_core::health::NodeHealth;
 use berth_core::labels::class_of;
 use berth_core::placement::NodeView;
-use berth_core::placement::node::{GpuView, Hardware};
-use berth_core::placement::resources::is_gpu;
+use berth_core::placement::node::{GpuView, Hardware, SliceView};
+use berth_core::placement::resources::{is_gpu, mig_resource};
 use berth_crds::names;
 
 use crate::cluster::{Agent, Node, Picture, Pod, PodKey};
@@ -182,6 +183,27 @@ fn hardware(agent: &Agent, before: Vec<GpuView>, now: Instant) -> Option<Hardwar
             .map(|gpu| gpu_view(before.remove(&gpu.uuid), gpu, agent, now))
             .collect(),
         missing_gpus: agent.health.as_ref().map_or(0, |h| h.missing_gpus),
+        sick_slices: agent
+            .health
+            .iter()
+            .flat_map(|health| sick_slices(facts, health))
+            .collect(),
+    })
+}
+
+/// Slices whose GPU is well enough: a GPU that is not keeps everybody away by itself.
+fn sick_slices(facts: &NodeFacts, health: &NodeHealth) -> impl Iterator<Item = SliceView> {
+    let devices = || facts.gpus.iter().flat_map(|gpu| &gpu.mig).flat_map(|mig| &mig.devices);
+    let sick = health
+        .troubles()
+        .filter(|h| h.gpu.is_some() && !h.state.may_be_handed_out());
+    sick.map(move |slice| SliceView {
+        uuid: slice.uuid.clone(),
+        resource: devices()
+            .find(|d| d.uuid == slice.uuid)
+            .and_then(|d| mig_resource(&d.profile)),
+        state: slice.state,
+        reason: slice.reason.clone(),
     })
 }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use berth_core::facts::{GpuSample, NodeFacts, NvmlState, NvmlStatus};
+use berth_core::facts::{GpuSample, Mig, MigDevice, NvmlState, NvmlStatus};
 use berth_core::health::{GpuHealth, GpuState, NodeHealth};
 use berth_core::placement::Resources;
 
@@ -46,6 +46,7 @@ fn picture(allocatable: i64, now: Instant) -> Picture {
                 message: String::new(),
                 since: Duration::ZERO,
                 cleared_by: None,
+                gpu: None,
             }],
             nvml: NvmlStatus {
                 state: NvmlState::Ready,
@@ -173,6 +174,63 @@ fn memory_that_has_not_shown_up_is_not_free() {
         let views = nodes(Vec::new(), &picture, &Promises::default(), now);
         assert_eq!(free(&views[0]), want.map(Some), "{what}");
     }
+}
+
+#[test]
+fn slices_that_are_ill_alone_are_known_by_their_resource() {
+    let now = Instant::now();
+    let mut picture = picture(4, now);
+    let agent = picture.agents.get_mut("n").unwrap();
+    let uuid = |n: u32| format!("GPU-{n}");
+    let facts = agent.facts.as_mut().unwrap();
+    let device = |uuid: &str, profile: &str| MigDevice {
+        uuid: uuid.into(),
+        profile: profile.into(),
+        ..MigDevice::default()
+    };
+    for n in [0, 3] {
+        facts.gpus[n].mig = Some(Mig {
+            enabled: true,
+            pending: true,
+            devices: vec![
+                device(&format!("MIG-{n}a"), "1g.10gb+me"),
+                device(&format!("MIG-{n}b"), "3g.40gb"),
+            ],
+        });
+    }
+    let health = agent.health.as_mut().unwrap();
+    let like = health.gpus[0].clone();
+    health.gpus.insert(
+        0,
+        GpuHealth {
+            uuid: uuid(0),
+            state: GpuState::Suspect,
+            ..like.clone()
+        },
+    );
+    for (slice, gpu, state) in [
+        ("MIG-0a", 0, GpuState::Unhealthy),
+        ("MIG-0b", 0, GpuState::Suspect),
+        // As its GPU is.
+        ("MIG-3a", 3, GpuState::Unhealthy),
+    ] {
+        health.gpus.push(GpuHealth {
+            uuid: slice.into(),
+            state,
+            gpu: Some(uuid(gpu)),
+            ..like.clone()
+        });
+    }
+    let views = nodes(Vec::new(), &picture, &Promises::default(), now);
+    let sick = &views[0].hardware.as_ref().unwrap().sick_slices;
+    let seen: Vec<_> = sick
+        .iter()
+        .map(|s| (&*s.uuid, s.resource.as_deref(), s.state))
+        .collect();
+    assert_eq!(
+        seen,
+        [("MIG-0a", Some("nvidia.com/mig-1g.10gb.me"), GpuState::Unhealthy)]
+    );
 }
 
 #[test]

@@ -1,83 +1,11 @@
 //! One verdict from what is held against a GPU and what NVML can say at the moment.
 
-use std::time::Duration;
-
-use super::checks::Row;
-use super::xid::{self, Effect};
+use super::fault::Fault;
+use super::xid::Effect;
 use super::{GpuState, Reason};
-use crate::facts::{GpuEvent, GpuEventKind, NodeFacts, NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER};
-
-/// Something held against one GPU: an event until it was reset, a check's finding as long as it is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub effect: Effect,
-    pub reason: Reason,
-    pub message: String,
-    /// How long ago it happened when it was told.
-    pub age: Duration,
-}
+use crate::facts::{NodeFacts, NvmlState, NvmlStatus};
 
 impl Fault {
-    /// What an event means; `None`: nothing beyond being counted.
-    pub fn of(event: &GpuEvent) -> Option<Self> {
-        let (effect, reason, message) = match &event.kind {
-            GpuEventKind::Xid(xid) => {
-                let (effect, reason, advice) = xid::verdict(*xid).effect(&event.detail);
-                (effect, reason, format!("XID {xid}: {advice}"))
-            }
-            GpuEventKind::Other(name) => match name.as_str() {
-                "EccDoubleBit" => (
-                    Effect::Unhealthy,
-                    Reason::DoubleBitError,
-                    "uncorrectable memory error: drain the node and reset the GPU".into(),
-                ),
-                "DriverBound" | "DriverUnbound" => return None,
-                other => (
-                    Effect::Suspect,
-                    Reason::XidWarning,
-                    format!("the driver reported {other}"),
-                ),
-            },
-        };
-        let mut fault = Self {
-            effect,
-            reason,
-            message,
-            age: event.age,
-        };
-        if event.source == SOURCE_KERNEL_LOG_EARLIER && effect > Effect::Suspect {
-            // A GPU that is still ill shows it in other ways, too; one that was reset since must not stay away for an old line.
-            fault.effect = Effect::Suspect;
-            fault
-                .message
-                .push_str(" (before the kernel log was followed; it may have been done since)");
-        }
-        (effect > Effect::Counted).then_some(fault)
-    }
-
-    /// The worst of the checks, the first of those that are equally bad.
-    pub fn worst(rows: &[Row]) -> Option<Self> {
-        let mut worst: Option<Self> = None;
-        for row in rows {
-            let (Some(effect), Some(reason)) = (row.effect(), row.reason) else {
-                continue;
-            };
-            if worst.as_ref().is_none_or(|w| effect > w.effect) {
-                worst = Some(Self {
-                    effect,
-                    reason,
-                    message: row.message.clone(),
-                    age: Duration::ZERO,
-                });
-            }
-        }
-        worst
-    }
-
-    pub fn is_unhealthy(&self) -> bool {
-        self.effect == Effect::Unhealthy
-    }
-
     fn assessment(&self) -> Assessment {
         Assessment {
             state: match self.effect {
@@ -162,32 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn an_xid_from_before_the_log_was_followed_is_no_more_than_suspect() {
-        let event = |source: &str| GpuEvent {
-            kind: GpuEventKind::Xid(95),
-            uuid: None,
-            pci_address: None,
-            age: Duration::ZERO,
-            source: source.into(),
-            detail: String::new(),
-        };
-        for (source, effect) in [
-            ("nvml", Effect::Unhealthy),
-            ("kmsg", Effect::Unhealthy),
-            ("kmsg-earlier", Effect::Suspect),
-        ] {
-            assert_eq!(Fault::of(&event(source)).map(|f| f.effect), Some(effect), "{source}");
-        }
-    }
-
-    #[test]
     fn the_worse_of_fault_and_driver_decides() {
-        let fault = |effect| Fault {
-            effect,
-            reason: Reason::XidUnlisted,
-            message: "f".into(),
-            age: Duration::ZERO,
-        };
+        let fault = |effect| Fault::seen(effect, Reason::XidUnlisted, "f".into());
         let suspect = fault(Effect::Suspect);
         let unhealthy = fault(Effect::Unhealthy);
         for (held, recovering, state, want) in [

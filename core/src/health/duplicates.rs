@@ -7,8 +7,8 @@ use crate::facts::{GpuEvent, GpuEventKind};
 
 /// Two sources tell of one fault within this time.
 const WINDOW: Duration = Duration::from_secs(2);
-/// More than a GPU reports in that time.
-const MOST: usize = 64;
+/// More than the GPUs of a node report in that time.
+const MOST: usize = 256;
 
 /// Events of the last moments.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +70,7 @@ mod tests {
             age: Duration::from_millis(age_ms),
             source: source.into(),
             detail: String::new(),
+            instance: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::facts::{GpuEvent, GpuEventKind};
+use crate::facts::{GpuEvent, GpuEventKind, MigInstance};
 
 /// What a record of `/dev/kmsg` says that matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Line<'a> {
     Xid {
         /// Lower-case `dddd:bb:dd`, as the driver writes it, without a function.
         pci_address: Option<String>,
+        /// The MIG instance (`PCI:0000:3b:00 GPU-I:05 GPU-CI:00`).
+        instance: Option<MigInstance>,
         /// The number.
         xid: u64,
         /// What follows the number.
@@ -58,10 +60,15 @@ pub fn parse(record: &str) -> Option<Record<'_>> {
         None => (rest, ""),
     };
     let xid = number.parse().ok()?;
+    let (place, instance) = match place.split_once(' ') {
+        Some((place, of_it)) => (place, instance(of_it)),
+        None => (place, None),
+    };
     Some(Record {
         at,
         line: Line::Xid {
             pci_address: place.strip_prefix("PCI:").and_then(address),
+            instance,
             xid,
             detail: shortened(detail.trim_start_matches([',', ' ']).trim_end()),
         },
@@ -76,6 +83,15 @@ fn address(text: &str) -> Option<String> {
     (parts.len() == 3 && parts.iter().all(hex)).then(|| slot.to_ascii_lowercase())
 }
 
+/// `GPU-I:05`, or `GPU-I:05 GPU-CI:00`.
+fn instance(text: &str) -> Option<MigInstance> {
+    let id = |key: &str| text.split(' ').find_map(|part| part.strip_prefix(key)?.parse().ok());
+    Some(MigInstance {
+        gpu: id("GPU-I:")?,
+        compute: id("GPU-CI:"),
+    })
+}
+
 fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(LONGEST_DETAIL)]
 }
@@ -87,6 +103,7 @@ impl Record<'_> {
             Line::DriverLoaded => None,
             Line::Xid {
                 pci_address,
+                instance,
                 xid,
                 detail,
             } => Some(GpuEvent {
@@ -96,6 +113,7 @@ impl Record<'_> {
                 age: now.saturating_sub(self.at),
                 source: source.to_owned(),
                 detail: (*detail).to_owned(),
+                instance: *instance,
             }),
         }
     }
@@ -111,6 +129,7 @@ mod tests {
                 pci_address,
                 xid,
                 detail,
+                instance: _,
             } => Some((pci_address, xid, detail.to_owned())),
             Line::DriverLoaded => None,
         }
@@ -158,6 +177,23 @@ mod tests {
         }
         let loaded = parse("5,9,2000000,-;NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.163.01").unwrap();
         assert_eq!((loaded.at, loaded.line), (Duration::from_secs(2), Line::DriverLoaded));
+    }
+
+    #[test]
+    fn a_line_may_name_a_mig_instance() {
+        let of = |gpu, compute| Some(MigInstance { gpu, compute });
+        for (place, want) in [
+            ("PCI:0000:3b:00", None),
+            ("PCI:0000:3b:00 GPU-I:05", of(5, None)),
+            ("PCI:0000:3b:00 GPU-I:13 GPU-CI:01", of(13, Some(1))),
+            ("PCI:0000:3b:00 GPU-I:x", None),
+            ("PCI:0000:3b:00 GPU-CI:01", None),
+        ] {
+            let record = format!("4,1,1,-;NVRM: Xid ({place}): 31, pid=7, name=x, y");
+            let event = parse(&record).unwrap().event(Duration::ZERO, "kmsg").unwrap();
+            assert_eq!(event.instance, want, "{place}");
+            assert_eq!(event.pci_address.as_deref(), Some("0000:3b:00"), "{place}");
+        }
     }
 
     #[test]

@@ -1,26 +1,33 @@
 //! Which GPU may be handed out: verdicts on what the hardware reported.
 //!
 //! ```text
-//! event ─► xid ─► a fault that stays until a reset ─┐
-//! reading ─► checks ─► a finding while it holds ────┴─► Healthy → Suspect → Unhealthy → Verifying → Healthy
+//! event ─► xid, nvml_event ─► a fault until what it needs is proven (clearing) ─┐
+//!      └──► history ─► a pattern of several events, while it holds ──────────────┤
+//! reading ─► checks ─► a finding while it holds ─────────────────────────────────┴─► Healthy → Suspect → Unhealthy → Verifying → Healthy
 //! ```
 
 mod assess;
 pub mod checks;
+mod clearing;
 mod duplicates;
+mod fault;
+mod history;
 pub mod kernel_log;
+pub mod nvml_event;
 mod reason;
 mod throttle;
 mod tracker;
+mod words;
 mod xid;
 
 use std::time::Duration;
 
 pub use assess::missing_gpus;
+pub use clearing::Proof;
 pub use duplicates::Recent;
 pub use reason::Reason;
 pub use tracker::{Tracker, VERIFY_FOR};
-pub use xid::{Effect, Verdict, verdict};
+pub use xid::{Bucket, Effect, Part, Verdict, judge};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,15 +69,28 @@ pub struct GpuHealth {
     pub since: Duration,
     /// What ended the last fault.
     pub cleared_by: Option<String>,
+    /// UUID of the GPU that this is a MIG slice of; `None`: it is a GPU.
+    pub gpu: Option<String>,
 }
 
 /// Health of a node's GPUs, whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeHealth {
-    /// One entry a known GPU.
+    /// One entry a known GPU, each followed by its MIG slices. A slice is never better than its GPU.
     pub gpus: Vec<GpuHealth>,
     /// State of NVML.
     pub nvml: NvmlStatus,
     /// Functions bound to the vendor's driver that NVML does not list.
     pub missing_gpus: u32,
+}
+
+impl NodeHealth {
+    /// The GPUs, and those of their MIG slices that are worse than their GPU: each trouble once.
+    pub fn troubles(&self) -> impl Iterator<Item = &GpuHealth> {
+        let state_of = |uuid: &String| self.gpus.iter().find(|gpu| gpu.uuid == *uuid).map(|gpu| gpu.state);
+        self.gpus.iter().filter(move |entry| match &entry.gpu {
+            None => true,
+            Some(gpu) => state_of(gpu).is_none_or(|state| entry.state > state),
+        })
+    }
 }

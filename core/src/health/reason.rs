@@ -13,13 +13,13 @@ pub enum Reason {
     CheckMechanicals,
     /// XID 74 or 144-150.
     NvLinkError,
-    /// XID 78 or 159.
+    /// XID 78.
     UpdateSoftware,
     /// XID 79.
     FallenOffBus,
     /// XID 151.
     RestartVm,
-    /// XID 142.
+    /// XID 142, and those of the catalogue that nothing else is said of.
     ContactSupport,
     /// XID 154: the driver recommends an action.
     RecoveryAction,
@@ -85,6 +85,14 @@ pub enum Reason {
     ProbeUnavailable,
     /// The driver was loaded anew after a fault; it is being watched.
     Recovering,
+    /// XID 13 or 31 of several processes on one GPU alone.
+    RepeatedXids,
+    /// Corrected memory errors and retired memory come often.
+    MemoryErrorTrend,
+    /// XID 159.
+    CheckUvm,
+    /// The driver says that it cannot use the GPU.
+    GpuUnavailable,
 }
 
 impl Reason {
@@ -131,6 +139,10 @@ impl Reason {
             Self::ConfidentialComputeNotReady => "ConfidentialComputeNotReady",
             Self::ProbeUnavailable => "ProbeUnavailable",
             Self::Recovering => "Recovering",
+            Self::RepeatedXids => "RepeatedXids",
+            Self::MemoryErrorTrend => "MemoryErrorTrend",
+            Self::CheckUvm => "CheckUvm",
+            Self::GpuUnavailable => "GpuUnavailable",
         }
     }
 }

@@ -6,13 +6,13 @@
 //!
 //! Which GPU the kubelet will hand out, and which it has handed out, is not known here. So class and health are asked of **every** GPU of
 //! the node. Free memory is asked of as many GPUs as are still to be handed out (allocatable − in use), those with the most free memory:
-//! the others are taken to be the ones in use.
+//! the others are taken to be the ones in use. A MIG slice that is ill alone keeps away those pods that may get it.
 
 use super::ask::Ask;
 use super::fleet::{Digest, Fleet};
 use super::miss::Miss;
-use super::node::{Hardware, NodeView};
-use super::resources::{is_gpu, mig_memory};
+use super::node::{Hardware, NodeView, SliceView};
+use super::resources::{is_gpu, is_mig, mig_memory};
 use super::selector::{ports_clash, tolerates_cordon, untolerated};
 use crate::facts::NvmlState;
 use crate::freshness::NODE_SILENT;
@@ -195,9 +195,26 @@ impl<'a> Asked<'a> {
         }
         match (digest.sick, hardware.missing_gpus) {
             (Some(gpu), _) => Some(Miss::UnhealthyGpu(&hardware.gpus[gpu])),
-            (None, 0) => None,
+            (None, 0) => {
+                let mut slices = hardware.sick_slices.iter();
+                slices.find(|slice| self.may_get(slice, node)).map(Miss::UnhealthySlice)
+            }
             (None, missing) => Some(Miss::MissingGpus(missing)),
         }
+    }
+
+    /// Whether the kubelet may hand the slice to the pod: to one that asks for slices of its profile, or for GPUs where the node calls its
+    /// slices so. Those of other profiles are left alone.
+    fn may_get(&self, slice: &SliceView, node: &NodeView) -> bool {
+        let by_profile = node
+            .allocatable
+            .0
+            .iter()
+            .any(|(name, milli)| *milli > 0 && is_mig(name));
+        self.gpus().any(|asked| match is_mig(asked.name) {
+            true => slice.resource.as_deref().is_none_or(|resource| resource == asked.name),
+            false => !by_profile,
+        })
     }
 
     fn live_facts(&self, node: &'a NodeView, digest: &Digest, place: usize) -> Option<Miss<'a>> {

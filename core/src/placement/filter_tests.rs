@@ -7,7 +7,7 @@ use crate::labels::GPU_CLASS;
 use crate::placement::Resources;
 use crate::placement::ask::{Operator, Requirement, Term, Toleration};
 use crate::placement::fleet::COMPUTE_LABELS;
-use crate::placement::node::{GpuView, Taint};
+use crate::placement::node::{GpuView, SliceView, Taint};
 
 const GI: u64 = 1 << 30;
 
@@ -452,6 +452,56 @@ fn live_facts_are_asked_of_the_gpus_still_to_hand_out() {
             Some("refused a pod of the same owner: 0/1 nodes are available"),
         ),
     ]);
+}
+
+#[test]
+fn a_slice_that_is_ill_alone_keeps_those_away_that_may_get_it() {
+    const SMALL: &str = "nvidia.com/mig-1g.10gb";
+    const LARGE: &str = "nvidia.com/mig-3g.40gb";
+    let by_profile: &[(&str, i64)] = &[(SMALL, 7), (LARGE, 2), ("nvidia.com/gpu", 4)];
+    let as_gpus: &[(&str, i64)] = &[("nvidia.com/gpu", 7)];
+    for (what, has, resource, asks, taken) in [
+        ("its profile", by_profile, Some(SMALL), SMALL, true),
+        ("another profile", by_profile, Some(SMALL), LARGE, false),
+        (
+            "a whole GPU beside it",
+            by_profile,
+            Some(SMALL),
+            "nvidia.com/gpu",
+            false,
+        ),
+        (
+            "a slice by the name of a GPU",
+            as_gpus,
+            Some(SMALL),
+            "nvidia.com/gpu",
+            true,
+        ),
+        ("of a profile that is not known", by_profile, None, LARGE, true),
+        ("no GPU at all", by_profile, Some(SMALL), "cpu", false),
+    ] {
+        let mut node = node();
+        (node.allocatable, node.used) = (resources(has), Resources::default());
+        node.allocatable.0.insert("cpu".into(), 64_000);
+        node.hardware.as_mut().unwrap().sick_slices = vec![SliceView {
+            uuid: "MIG-1".into(),
+            resource: resource.map(str::to_owned),
+            state: GpuState::Unhealthy,
+            reason: "ResetRequired".into(),
+        }];
+        let ask = Ask {
+            requests: resources(&[(asks, 1)]),
+            ..Ask::default()
+        };
+        let fleet = Fleet::new(vec![node]);
+        let miss = Asked::new(&ask, &fleet).first_miss(0);
+        let want = taken.then_some("MIG-1 is Unhealthy (ResetRequired)");
+        assert_eq!(miss.as_ref().map(ToString::to_string).as_deref(), want, "{what}");
+        assert!(
+            miss.is_none_or(|m| m.stage() == crate::placement::Stage::Health),
+            "{what}"
+        );
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use super::node::{GpuView, NodeView, Taint};
+use super::node::{GpuView, NodeView, SliceView, Taint};
 use super::resources::{amount, bytes};
 use super::selector::HostPort;
 use crate::facts::NvmlStatus;
@@ -109,6 +109,8 @@ pub enum Miss<'a> {
     Nvml(&'a NvmlStatus),
     /// A GPU that may be handed out must not be.
     UnhealthyGpu(&'a GpuView),
+    /// A MIG slice that may be handed out must not be.
+    UnhealthySlice(&'a SliceView),
     /// GPUs that PCI shows and NVML does not.
     MissingGpus(u32),
     /// Nobody reports live facts of the node.
@@ -152,7 +154,7 @@ impl Miss<'_> {
             Self::ComputeCapability { .. } => Stage::ComputeCapability,
             Self::Resource { .. } => Stage::Resources,
             Self::HostPort(_) => Stage::HostPorts,
-            Self::Nvml(_) | Self::UnhealthyGpu(_) | Self::MissingGpus(_) => Stage::Health,
+            Self::Nvml(_) | Self::UnhealthyGpu(_) | Self::UnhealthySlice(_) | Self::MissingGpus(_) => Stage::Health,
             Self::NoAgent
             | Self::AgentSilent(_)
             | Self::NoSample(_)
@@ -183,6 +185,7 @@ impl Miss<'_> {
             | Self::HostPort(_)
             | Self::Nvml(_)
             | Self::UnhealthyGpu(_)
+            | Self::UnhealthySlice(_)
             | Self::MissingGpus(_)
             | Self::NoAgent
             | Self::AgentSilent(_)
@@ -208,7 +211,9 @@ impl Miss<'_> {
             Self::ComputeCapability { wanted, .. } => format!("below compute capability {}.{}", wanted.0, wanted.1),
             Self::Resource { name, .. } => format!("short of {name}"),
             Self::HostPort(port) => format!("with host port {} taken", port.2),
-            Self::Nvml(_) | Self::UnhealthyGpu(_) | Self::MissingGpus(_) => "with GPUs that are not ready".into(),
+            Self::Nvml(_) | Self::UnhealthyGpu(_) | Self::UnhealthySlice(_) | Self::MissingGpus(_) => {
+                "with GPUs that are not ready".into()
+            }
             Self::NoAgent | Self::AgentSilent(_) | Self::NoSample(_) => "without live facts".into(),
             Self::GpuMemory { .. } => "short of free GPU memory".into(),
             Self::SliceMemory { resource, .. } => format!("with slices {resource} that are too small"),
@@ -273,6 +278,7 @@ impl fmt::Display for Miss<'_> {
             Self::Nvml(status) => write!(f, "NVML is not ready ({}: {})", status.state, status.message),
             Self::UnhealthyGpu(gpu) if gpu.reason.is_empty() => write!(f, "{} is {:?}", gpu.uuid, gpu.state),
             Self::UnhealthyGpu(gpu) => write!(f, "{} is {:?} ({})", gpu.uuid, gpu.state, gpu.reason),
+            Self::UnhealthySlice(slice) => write!(f, "{} is {:?} ({})", slice.uuid, slice.state, slice.reason),
             Self::MissingGpus(1) => f.write_str("1 GPU is on the PCI bus that NVML does not show"),
             Self::MissingGpus(n) => write!(f, "{n} GPUs are on the PCI bus that NVML does not show"),
             Self::NoAgent => f.write_str("no agent reports from it, and the pod asks live facts"),

@@ -51,6 +51,21 @@ pub struct Hardware {
     pub gpus: Vec<GpuView>,
     /// GPUs that PCI shows and NVML does not.
     pub missing_gpus: u32,
+    /// MIG slices that must not be handed out although their GPU may be.
+    pub sick_slices: Vec<SliceView>,
+}
+
+/// A MIG slice of a node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SliceView {
+    /// `MIG-…`.
+    pub uuid: String,
+    /// Resource of its profile where each profile has one; `None`: the profile is not known.
+    pub resource: Option<String>,
+    /// State.
+    pub state: GpuState,
+    /// Why it is not healthy.
+    pub reason: String,
 }
 
 /// One GPU of a node.

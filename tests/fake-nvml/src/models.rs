@@ -150,6 +150,7 @@ impl Model {
             recovery_action: None,
             checks: Checks::default(),
             events: Vec::new(),
+            event_types: None,
         }
     }
 }

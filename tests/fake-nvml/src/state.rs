@@ -125,6 +125,9 @@ pub struct Gpu {
     /// Events, each delivered once to every event set that was registered before it was written.
     #[serde(default)]
     pub events: Vec<Event>,
+    /// Mask of the `nvmlEventType*` that it can be registered for; absent: those of a recent driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_types: Option<u64>,
 }
 
 impl Gpu {
@@ -147,8 +150,26 @@ impl Gpu {
 
     /// Appends an event with the next id.
     pub fn push_event(&mut self, kind: EventKind) {
-        let id = self.events.iter().map(|e| e.id).max().unwrap_or(0) + 1;
-        self.events.push(Event { id, kind });
+        self.push(kind, None);
+    }
+
+    /// Appends an XID event of a MIG device with the next id.
+    pub fn push_xid_of(&mut self, xid: u64, gpu_instance: u32, compute_instance: Option<u32>) {
+        self.push(EventKind::Xid(xid), Some((gpu_instance, compute_instance)));
+    }
+
+    /// Appends the event that its MIG devices are other ones now.
+    pub fn push_mig_change(&mut self) {
+        self.push_event(EventKind::Type(EVENT_MIG_CONFIG));
+    }
+
+    fn push(&mut self, kind: EventKind, instance: Option<(u32, Option<u32>)>) {
+        self.events.push(Event {
+            id: self.events.iter().map(|e| e.id).max().unwrap_or(0) + 1,
+            gpu_instance: instance.map(|(gpu, _)| gpu),
+            compute_instance: instance.and_then(|(_, compute)| compute),
+            kind,
+        });
     }
 }
 
@@ -396,6 +417,12 @@ pub struct Fabric {
 pub struct Event {
     /// Grows within a GPU.
     pub id: u64,
+    /// The MIG instance that it is about; absent: the GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_instance: Option<u32>,
+    /// Within the GPU instance; absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_instance: Option<u32>,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,

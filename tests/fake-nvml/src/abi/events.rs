@@ -18,11 +18,18 @@ use crate::live::{gate_open, look_again, on_device, on_system, path, returned};
 use crate::state::{EventKind, State};
 
 const TIMEOUT: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_TIMEOUT;
-/// What a device can be registered for here.
+/// What a device can be registered for where its state does not say.
 const SUPPORTED: u64 = (nvmlEventTypeXidCriticalError
     | nvmlEventTypeDoubleBitEccError
     | nvmlEventTypeSingleBitEccError
-    | nvmlEventMigConfigChange) as u64;
+    | nvmlEventMigConfigChange
+    | nvmlEventTypeSingleBitEccErrorStorm
+    | nvmlEventTypeDramRetirementEvent
+    | nvmlEventTypeDramRetirementFailure
+    | nvmlEventTypeNonFatalPoisonError
+    | nvmlEventTypeFatalPoisonError
+    | nvmlEventTypeGpuUnavailableError
+    | nvmlEventTypeGpuRecoveryAction) as u64;
 
 /// One event set: by GPU index, the types wanted and the last event id delivered.
 #[derive(Default)]
@@ -106,7 +113,9 @@ pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetSupportedEventTypes(device: nvmlDevice_t, types: *mut c_ulonglong) -> nvmlReturn_t {
-    on_device("nvmlDeviceGetSupportedEventTypes", device, |_| put(types, SUPPORTED))
+    on_device("nvmlDeviceGetSupportedEventTypes", device, |v| {
+        put(types, v.gpu.event_types.unwrap_or(SUPPORTED))
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -116,7 +125,7 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
     set: nvmlEventSet_t,
 ) -> nvmlReturn_t {
     on_device("nvmlDeviceRegisterEvents", device, |v| {
-        if types & !SUPPORTED != 0 {
+        if types & !v.gpu.event_types.unwrap_or(SUPPORTED) != 0 {
             return Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
         }
         let seen = v.gpu.events.iter().map(|e| e.id).max().unwrap_or(0);
@@ -142,8 +151,8 @@ fn next(set: &Set, state: &State) -> Option<nvmlEventData_t> {
                     device: Device::gpu(gpu).to_ptr(),
                     eventType: bit,
                     eventData: data,
-                    gpuInstanceId: u32::MAX,
-                    computeInstanceId: u32::MAX,
+                    gpuInstanceId: event.gpu_instance.unwrap_or(u32::MAX),
+                    computeInstanceId: event.compute_instance.unwrap_or(u32::MAX),
                 });
             }
         }

@@ -1,0 +1,198 @@
+//! What ends a fault, and by what it is seen.
+
+use crate::facts::GpuChecks;
+
+/// What is proven of a GPU, from the least to the most. A fault needs one of them; what proves more ends it as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proof {
+    /// The driver recommends nothing (field 230 reads none). Says nothing of a double-bit error, a lost GPU or an XID that asks for a reset.
+    NothingAsked,
+    /// The GPU was reset, with or without its driver.
+    Reset,
+    /// The GPU left NVML's list or its driver and is back, or the driver was loaded anew: whatever could be done to it may have been done.
+    Rebound,
+}
+
+/// Recovery actions that end with a reset: reset, restart, drain and reset, bus reset, system restart.
+const ENDS_WITH_A_RESET: [u32; 5] = [1, 2, 4, 6, 7];
+
+/// Signs of a reset under a driver that stays loaded (`nvidia-smi --gpu-reset`). A person can bring about each of them in another way
+/// (ECC and NVLink counters can be cleared), so one alone proves nothing.
+const ADVICE_WITHDRAWN: u8 = 1;
+const ECC_FELL: u8 = 2;
+const REPLAYS_FELL: u8 = 4;
+const LINK_ERRORS_FELL: u8 = 8;
+
+/// What was read last, and the signs in it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Signs {
+    recovery_action: Option<u32>,
+    ecc: Option<u64>,
+    replays: Option<u64>,
+    link_errors: Option<u64>,
+    /// Of this round of readings and of the one before: a reset can come in the middle of a round.
+    recent: [u8; 2],
+    lost: Option<Lost>,
+}
+
+/// NVML said that the GPU is lost or has to be reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// It did so in the last round of samples.
+    Still,
+    /// Its last samples could be taken.
+    Sampled,
+}
+
+impl Signs {
+    /// NVML said that the GPU is lost or has to be reset.
+    pub fn on_lost(&mut self) {
+        self.lost = Some(Lost::Still);
+    }
+
+    /// Its samples could be taken.
+    pub fn on_sample(&mut self) {
+        self.lost = self.lost.map(|_| Lost::Sampled);
+    }
+
+    /// A whole round of readings. What is missing in it stays as it was.
+    pub fn on_checks(&mut self, new: &GpuChecks) -> Option<(Proof, &'static str)> {
+        let asks_nothing = new
+            .recovery_action
+            .or(self.recovery_action)
+            .is_none_or(|action| action == 0);
+        let mut signs = 0;
+        let withdrawn =
+            self.recovery_action.is_some_and(|was| ENDS_WITH_A_RESET.contains(&was)) && new.recovery_action == Some(0);
+        if withdrawn {
+            signs |= ADVICE_WITHDRAWN;
+        }
+        for (sign, was, is) in [
+            (ECC_FELL, &mut self.ecc, new.ecc_uncorrected_volatile),
+            (REPLAYS_FELL, &mut self.replays, new.pcie_replays),
+            (LINK_ERRORS_FELL, &mut self.link_errors, new.nvlink_crc_errors),
+        ] {
+            if was.zip(is).is_some_and(|(was, is)| is < was) {
+                signs |= sign;
+            }
+            *was = is.or(*was);
+        }
+        self.recovery_action = new.recovery_action.or(self.recovery_action);
+        self.recent = [signs, self.recent[0]];
+        let seen = self.recent[0] | self.recent[1];
+        if self.lost == Some(Lost::Sampled) && asks_nothing {
+            self.lost = None;
+            return Some((Proof::Reset, "the GPU was lost and answers again"));
+        }
+        if asks_nothing && seen.count_ones() >= 2 {
+            self.recent = [0; 2];
+            return Some((Proof::Reset, "the GPU was reset"));
+        }
+        (new.recovery_action == Some(0)).then_some((Proof::NothingAsked, "the driver asks for nothing any more"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_proves_a_reset() {
+        let read = |action: Option<u32>, ecc: u64, replays: u64, link_errors: u64| GpuChecks {
+            recovery_action: action,
+            ecc_uncorrected_volatile: Some(ecc),
+            pcie_replays: Some(replays),
+            nvlink_crc_errors: Some(link_errors),
+            ..GpuChecks::default()
+        };
+        let before = read(Some(1), 2, 5, 7);
+        let nothing = Some(Proof::NothingAsked);
+        let reset = Some(Proof::Reset);
+        for (what, before, after, want) in [
+            ("nothing changed", &before, vec![read(Some(1), 2, 5, 7)], vec![None]),
+            ("the advice alone", &before, vec![read(Some(0), 2, 5, 7)], vec![nothing]),
+            ("ECC alone", &before, vec![read(Some(1), 0, 5, 7)], vec![None]),
+            ("advice and ECC", &before, vec![read(Some(0), 0, 5, 7)], vec![reset]),
+            ("advice and replays", &before, vec![read(Some(0), 2, 0, 7)], vec![reset]),
+            (
+                "ECC and link errors",
+                &read(Some(0), 2, 5, 7),
+                vec![read(Some(0), 0, 5, 0)],
+                vec![reset],
+            ),
+            (
+                "counters while a reset is asked for",
+                &before,
+                vec![read(Some(1), 0, 0, 0)],
+                vec![None],
+            ),
+            (
+                "in the middle of a round",
+                &before,
+                vec![read(Some(1), 2, 0, 0), read(Some(0), 0, 0, 0)],
+                vec![None, reset],
+            ),
+            (
+                "long apart",
+                &before,
+                vec![read(Some(1), 0, 5, 7), read(Some(1), 0, 5, 7), read(Some(0), 0, 5, 7)],
+                vec![None, None, nothing],
+            ),
+            (
+                "of an older driver",
+                &read(None, 2, 5, 7),
+                vec![read(None, 0, 0, 0)],
+                vec![reset],
+            ),
+            (
+                "drain P2P is no reset",
+                &read(Some(3), 2, 5, 7),
+                vec![read(Some(0), 0, 5, 7)],
+                vec![nothing],
+            ),
+            (
+                "nothing can be read",
+                &before,
+                vec![GpuChecks::default(), read(Some(0), 0, 5, 7)],
+                vec![None, reset],
+            ),
+        ] {
+            let mut signs = Signs::default();
+            signs.on_checks(before);
+            let is: Vec<_> = after
+                .iter()
+                .map(|new| signs.on_checks(new).map(|(proof, _)| proof))
+                .collect();
+            assert_eq!(is, want, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_lost_gpu_that_answers_was_reset_unless_the_driver_says_that_it_still_has_to_be() {
+        for (action, want) in [
+            (None, Some(Proof::Reset)),
+            (Some(0), Some(Proof::Reset)),
+            (Some(1), None),
+        ] {
+            let mut signs = Signs::default();
+            signs.on_lost();
+            signs.on_sample();
+            let read = GpuChecks {
+                recovery_action: action,
+                ..GpuChecks::default()
+            };
+            assert_eq!(signs.on_checks(&read).map(|(proof, _)| proof), want, "{action:?}");
+        }
+        let mut signs = Signs::default();
+        signs.on_sample();
+        assert_eq!(signs.on_checks(&GpuChecks::default()), None, "was never lost");
+        signs.on_lost();
+        assert_eq!(signs.on_checks(&GpuChecks::default()), None, "is lost");
+        signs.on_sample();
+        signs.on_lost();
+        assert_eq!(signs.on_checks(&GpuChecks::default()), None, "is lost again");
+        signs.on_sample();
+        assert!(signs.on_checks(&GpuChecks::default()).is_some());
+        assert_eq!(signs.on_checks(&GpuChecks::default()), None, "once");
+    }
+}
