@@ -1,7 +1,10 @@
 //! Who uses a GPU, to the wire and back.
 
 use berth_core::facts::{PodName, PodShare, PodUse, PodsState};
+use berth_core::pods::{ClaimDevice, Held, HeldDevice, PluginDevice, Process};
 
+use super::Malformed;
+use crate::probe::v1 as probe;
 use crate::v1;
 
 impl From<PodUse> for v1::PodUse {
@@ -59,6 +62,102 @@ pub(super) fn read_state(state: v1::PodsState) -> PodsState {
         v1::PodsState::Unspecified => PodsState::Off,
         v1::PodsState::Known => PodsState::Known,
         v1::PodsState::NotAvailable => PodsState::NotAvailable,
+    }
+}
+
+impl From<PluginDevice> for probe::PluginDevice {
+    fn from(d: PluginDevice) -> Self {
+        Self {
+            resource: d.resource,
+            id: d.id,
+        }
+    }
+}
+
+impl From<probe::PluginDevice> for PluginDevice {
+    fn from(d: probe::PluginDevice) -> Self {
+        Self {
+            resource: d.resource,
+            id: d.id,
+        }
+    }
+}
+
+impl From<Held> for probe::HeldDevice {
+    fn from(h: Held) -> Self {
+        use probe::held_device::Device;
+        Self {
+            namespace: h.pod.namespace,
+            pod: h.pod.name,
+            container: h.container,
+            device: Some(match h.device {
+                HeldDevice::Plugin(plugin) => Device::Plugin(plugin.into()),
+                HeldDevice::Claim(claim) => Device::Claim(probe::ClaimDevice {
+                    driver: claim.driver,
+                    pool: claim.pool,
+                    device: claim.device,
+                }),
+            }),
+        }
+    }
+}
+
+impl TryFrom<probe::HeldDevice> for Held {
+    type Error = Malformed;
+    fn try_from(h: probe::HeldDevice) -> Result<Self, Malformed> {
+        use probe::held_device::Device;
+        let device = match h.device {
+            Some(Device::Plugin(plugin)) => HeldDevice::Plugin(plugin.into()),
+            Some(Device::Claim(claim)) => HeldDevice::Claim(ClaimDevice {
+                driver: claim.driver,
+                pool: claim.pool,
+                device: claim.device,
+            }),
+            None => {
+                return Err(Malformed {
+                    field: "held.device",
+                    problem: "is missing".into(),
+                });
+            }
+        };
+        Ok(Self {
+            pod: PodName {
+                namespace: h.namespace,
+                name: h.pod,
+            },
+            container: h.container,
+            device,
+        })
+    }
+}
+
+impl From<Process> for probe::GpuProcess {
+    fn from(p: Process) -> Self {
+        let (namespace, pod) = p.pod.map(|p| (p.namespace, p.name)).unzip();
+        Self {
+            gpu: p.gpu,
+            gpu_instance: p.instance.map(|i| i.0),
+            compute_instance: p.instance.map(|i| i.1),
+            pod_uid: p.pod_uid,
+            namespace,
+            pod,
+            memory_bytes: p.memory_bytes,
+        }
+    }
+}
+
+impl From<probe::GpuProcess> for Process {
+    fn from(p: probe::GpuProcess) -> Self {
+        Self {
+            gpu: p.gpu,
+            instance: p.gpu_instance.zip(p.compute_instance),
+            pod_uid: p.pod_uid,
+            pod: p
+                .namespace
+                .zip(p.pod)
+                .map(|(namespace, name)| PodName { namespace, name }),
+            memory_bytes: p.memory_bytes,
+        }
     }
 }
 
