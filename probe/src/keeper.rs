@@ -18,6 +18,7 @@ use crate::args::Serve;
 use crate::feed::{Feed, Item};
 use crate::library::{Found, Search};
 use crate::pace;
+use crate::processes::OnGpu;
 use crate::session::{Broken, Inventory, Readings, Session};
 use crate::watcher::{self, Leaving, Watcher};
 use crate::worker::{CallClock, NoAnswer, Worker};
@@ -46,6 +47,7 @@ enum Command {
     Inventory(oneshot::Sender<Answer<Inventory>>),
     Sample(oneshot::Sender<Answer<Readings>>),
     Checks(bool, oneshot::Sender<Answer<Vec<GpuChecks>>>),
+    Processes(oneshot::Sender<Answer<Vec<OnGpu>>>),
     Release(oneshot::Sender<Release>),
     Resume(oneshot::Sender<NvmlStatus>),
 }
@@ -82,6 +84,11 @@ impl Handle {
     /// What the health checks read; `slow`: also what takes long.
     pub async fn checks(&self, slow: bool) -> Result<Answer<Vec<GpuChecks>>, Ending> {
         self.ask(|reply| Command::Checks(slow, reply)).await
+    }
+
+    /// Processes on the GPUs.
+    pub async fn processes(&self) -> Result<Answer<Vec<OnGpu>>, Ending> {
+        self.ask(Command::Processes).await
     }
 
     /// Lets go of the driver and stays away from it.
@@ -172,6 +179,11 @@ impl Keeper {
             Command::Inventory(reply) if reply.is_closed() => {}
             Command::Sample(reply) if reply.is_closed() => {}
             Command::Checks(_, reply) if reply.is_closed() => {}
+            Command::Processes(reply) if reply.is_closed() => {}
+            Command::Processes(reply) => {
+                let found = self.read(|session, clock| session.processes(clock)).await;
+                let _ = reply.send(self.with_state(found));
+            }
             Command::Checks(slow, reply) => {
                 let found = self.read(move |session, clock| session.checks(slow, clock)).await;
                 let _ = reply.send(self.with_state(found));

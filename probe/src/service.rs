@@ -16,21 +16,28 @@ use tonic::{Request, Response, Status};
 
 use crate::feed::{Feed, Item};
 use crate::keeper::{Ending, Handle};
+use crate::pods::Pods;
 use crate::vgpu::{self, Vgpus};
 
 struct Service {
     keeper: Handle,
     feed: Feed,
     vgpus: Arc<Vgpus>,
+    pods: Pods,
 }
 
 /// Serves until the process ends.
-pub async fn serve(socket: &Path, keeper: Handle, feed: Feed, vgpus: Vgpus) -> io::Result<()> {
+pub async fn serve(socket: &Path, keeper: Handle, feed: Feed, vgpus: Vgpus, pods: Pods) -> io::Result<()> {
     let listener = bind(socket)?;
     let vgpus = Arc::new(vgpus);
     tracing::info!(socket = %socket.display(), "serving");
     tonic::transport::Server::builder()
-        .add_service(wire::probe_server::ProbeServer::new(Service { keeper, feed, vgpus }))
+        .add_service(wire::probe_server::ProbeServer::new(Service {
+            keeper,
+            feed,
+            vgpus,
+            pods,
+        }))
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
         .map_err(io::Error::other)
@@ -128,6 +135,10 @@ impl wire::probe_server::Probe for Service {
             gpus: answer.found.unwrap_or_default().into_iter().map(Into::into).collect(),
             stuck_calls: answer.stuck_calls,
         }))
+    }
+
+    async fn pods(&self, _: Request<wire::PodsRequest>) -> Result<Response<wire::PodsReply>, Status> {
+        Ok(Response::new(self.pods.look(&self.keeper).await?))
     }
 
     async fn events(&self, _: Request<wire::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {

@@ -12,6 +12,7 @@ mod checks;
 mod fabric;
 mod gpu;
 mod mig;
+mod processes;
 mod profile;
 mod sample;
 mod told;
@@ -24,6 +25,7 @@ use berth_core::facts::{Gpu, GpuChecks, GpuSample, NvidiaDriver, NvmlState, Nvml
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings::nvmlDevice_t;
 
+use crate::processes::OnGpu;
 use crate::worker::CallClock;
 use gpu::Known;
 pub(crate) use told::{Broken, raw};
@@ -173,6 +175,19 @@ impl Session {
                     ..checks
                 }),
                 Err(Stop::Lost(message)) => tracing::debug!(uuid = known.facts.uuid, message, "not checked"),
+                Err(Stop::Broken(broken)) => return Err(broken),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Reads which processes are on the GPUs. A GPU that is lost has none to tell.
+    pub fn processes(&self, clock: &CallClock) -> Result<Vec<OnGpu>, Broken> {
+        let mut all = Vec::new();
+        for known in &self.gpus {
+            match known.processes(&self.nvml, clock) {
+                Ok(processes) => all.extend(processes.into_iter().flatten()),
+                Err(Stop::Lost(message)) => tracing::debug!(uuid = known.facts.uuid, message, "no processes told"),
                 Err(Stop::Broken(broken)) => return Err(broken),
             }
         }
