@@ -349,7 +349,7 @@ pub enum PodShare {
 /// What is known of who uses a node's devices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PodsState {
-    /// Nobody looks.
+    /// The kubelet is not asked.
     #[default]
     Off,
     /// The kubelet answers: these are all.
