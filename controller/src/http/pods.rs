@@ -90,3 +90,92 @@ impl PodView {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::facts::{GpuSample, PodName, PodShare};
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn pod(name: &str) -> Pod {
+        Pod {
+            uid: format!("uid-{name}"),
+            namespace: "ns".into(),
+            name: name.into(),
+            ..Pod::default()
+        }
+    }
+
+    fn shown(sample: GpuSample, on_node: &[&str], age: Duration) -> serde_json::Value {
+        let now = Instant::now();
+        let agent = Agent {
+            node_uid: String::new(),
+            connected: true,
+            heard: now,
+            facts: None,
+            facts_at: None,
+            health: None,
+            samples: HashMap::from([("GPU-1".to_owned(), (sample, now))]),
+            version: String::new(),
+        };
+        let gpu = Gpu {
+            uuid: "GPU-1".into(),
+            ..Gpu::default()
+        };
+        let pods: Vec<Pod> = on_node.iter().map(|name| pod(name)).collect();
+        let pods: Vec<&Pod> = pods.iter().collect();
+        serde_json::to_value(of_gpu(&agent, &gpu, &pods, now + age)).unwrap()
+    }
+
+    fn known() -> GpuSample {
+        let held = |name: &str| PodUse {
+            pod: Some(PodName {
+                namespace: "ns".into(),
+                name: name.into(),
+            }),
+            containers: vec!["c".into()],
+            share: PodShare::Replica,
+            ..PodUse::default()
+        };
+        let runs = PodUse {
+            uid: Some("uid-a".into()),
+            memory_bytes: Some(7),
+            ..PodUse::default()
+        };
+        GpuSample {
+            pods: vec![held("a"), held("gone"), runs],
+            pods_state: PodsState::Known,
+            pods_age: Some(S),
+            units_left: Some(2),
+            ..GpuSample::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_is_shown_once_and_one_that_is_gone_is_not() {
+        let a = serde_json::json!({"namespace": "ns", "name": "a", "uid": "uid-a", "containers": ["c"], "share": "Replica",
+            "memoryBytes": 7});
+        assert_eq!(
+            shown(known(), &["a", "b"], S),
+            serde_json::json!({"pods": [a], "podsState": "Known", "podsAgeMs": 2000, "unitsLeft": 2})
+        );
+    }
+
+    #[test]
+    fn nobody_is_not_the_same_as_not_known() {
+        let empty = GpuSample {
+            pods: vec![],
+            ..known()
+        };
+        assert_eq!(shown(empty.clone(), &[], S)["pods"], serde_json::json!([]));
+        assert_eq!(
+            shown(empty, &[], S * 60),
+            serde_json::json!({"podsState": "NotAvailable", "podsAgeMs": 61000}),
+            "an agent that fell silent"
+        );
+        assert_eq!(shown(GpuSample::default(), &[], S), serde_json::json!({}));
+    }
+}

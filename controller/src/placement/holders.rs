@@ -145,3 +145,7 @@ fn devices(gpu: &Gpu) -> impl Iterator<Item = &str> {
     let mig = gpu.mig.iter().flat_map(|m| &m.devices).map(|d| d.uuid.as_str());
     std::iter::once(gpu.uuid.as_str()).chain(mig)
 }
+
+#[cfg(test)]
+#[path = "holders_tests.rs"]
+mod tests;
