@@ -69,6 +69,13 @@ fn moved(old: &GpuSample, new: &GpuSample) -> bool {
         || beyond(wide(old.temperature_c), wide(new.temperature_c), TEMPERATURE)
         || old.clocks_event_reasons != new.clocks_event_reasons
         || old.compute_processes != new.compute_processes
+        || old.pods_state != new.pods_state
+        || old.units_left != new.units_left
+        || old.pods.len() != new.pods.len()
+        || old.pods.iter().zip(&new.pods).any(|(old, new)| {
+            (&old.pod, &old.uid, &old.containers, old.share) != (&new.pod, &new.uid, &new.containers, new.share)
+                || memory(old.memory_bytes, new.memory_bytes)
+        })
 }
 
 /// A difference of at least `band`, or a reading that came or went.
@@ -83,6 +90,7 @@ fn beyond(old: Option<u64>, new: Option<u64>, band: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_core::facts::{PodUse, PodsState};
 
     fn reading() -> GpuSample {
         GpuSample {
@@ -101,7 +109,7 @@ mod tests {
     #[test]
     fn what_counts_as_moved() {
         type Change = fn(&mut GpuSample);
-        let table: [(&str, bool, Change); 13] = [
+        let table: [(&str, bool, Change); 17] = [
             ("nothing", false, |_| ()),
             ("4 points", false, |s| s.gpu_utilization = Some(54)),
             ("5 points", true, |s| s.gpu_utilization = Some(45)),
@@ -115,6 +123,12 @@ mod tests {
             ("a reading that went", true, |s| s.temperature_c = None),
             ("a reading that came", true, |s| s.memory_utilization = Some(0)),
             ("a process", true, |s| s.compute_processes = Some(1)),
+            ("a pod", true, |s| s.pods.push(PodUse::default())),
+            ("pods that are not known any more", true, |s| {
+                s.pods_state = PodsState::NotAvailable
+            }),
+            ("a unit that is held now", true, |s| s.units_left = Some(0)),
+            ("the age of what is known of pods", false, |s| s.pods_age = Some(QUIET)),
         ];
         for (what, expected, change) in table {
             let mut new = reading();

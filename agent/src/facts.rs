@@ -25,6 +25,11 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// GPUs as last read.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.last.as_ref().map_or(&[], |(inventory, _)| &inventory.gpus)
+    }
+
     /// A scan of sysfs.
     pub fn on_sysfs(&mut self, sysfs: Sysfs) -> bool {
         let changed = self.sysfs != sysfs;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sysfs ──────────────────────────────┐
-//! probe's socket ─► probe (3 tasks) ──┴─► observer ─► picture ─► link (one stream) ─► controller
+//! probe's socket ─► probe (4 tasks) ──┴─► observer ─► picture ─► link (one stream) ─► controller
 //!                                                        └─────► http: /livez /readyz /metrics
 //! ```
 //!
@@ -20,6 +20,7 @@ mod metrics;
 mod observer;
 mod own_probe;
 mod picture;
+mod pods;
 mod probe;
 mod ring;
 mod session;

@@ -1,5 +1,6 @@
 //! The agent's own health in numbers.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 
 use berth_core::facts::NvmlState;
@@ -30,6 +31,8 @@ pub struct Metrics {
     pub rounds: Counter,
     nvml_state: Family<OfState, Gauge>,
     stuck_calls: Gauge,
+    kubelet_answers: Gauge,
+    unresolved: Gauge,
     resident: Gauge<u64, AtomicU64>,
     registry: Registry,
 }
@@ -78,6 +81,18 @@ impl Metrics {
             "NVML calls that have not come back",
             stuck_calls.clone(),
         );
+        let kubelet_answers = Gauge::default();
+        registry.register(
+            "pod_resources_answers",
+            "1 while the kubelet tells who holds the GPUs, 0 while it does not, -1 where it is not asked",
+            kubelet_answers.clone(),
+        );
+        let unresolved = Gauge::default();
+        registry.register(
+            "unresolved_devices",
+            "Devices in use, by the kubelet, that are no GPU known here",
+            unresolved.clone(),
+        );
         let resident = Gauge::default();
         registry.register(
             "resident_memory_bytes",
@@ -91,6 +106,8 @@ impl Metrics {
             rounds,
             nvml_state,
             stuck_calls,
+            kubelet_answers,
+            unresolved,
             resident,
             registry,
         }
@@ -106,6 +123,13 @@ impl Metrics {
             self.nvml_state.get_or_create(&of).set((state == now).into());
         }
         self.stuck_calls.set(stuck.into());
+        let clock = picture.now();
+        let (answers, unresolved) = picture.read(|state| {
+            let unresolved = state.pods.unresolved().map_or(0, BTreeSet::len);
+            (state.pods.kubelet_answers(clock), unresolved)
+        });
+        self.kubelet_answers.set(answers.map_or(-1, i64::from));
+        self.unresolved.set(i64::try_from(unresolved).unwrap_or(i64::MAX));
         if let Some(bytes) = resident_bytes() {
             self.resident.set(bytes);
         }

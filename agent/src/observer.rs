@@ -1,17 +1,18 @@
-//! Keeps the picture up to date: a scan of sysfs, and four conversations with the probe that do not wait for each other, so that an XID
+//! Keeps the picture up to date: a scan of sysfs, and five conversations with the probe that do not wait for each other, so that an XID
 //! gets through while a reading hangs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::facts::{GpuSample, NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::facts::Inventory;
 use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
+use crate::pods;
 use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
 use crate::sysfs;
 
@@ -33,6 +34,12 @@ const AFTER_EVENT: Duration = Duration::from_millis(200);
 const SLOW_CHECKS: Duration = Duration::from_secs(3600);
 /// Readings are taken this often unless the controller says otherwise.
 const SAMPLE: Duration = Duration::from_secs(1);
+/// Who uses the GPUs is asked this often, and when a process came or went. A pod may hold a GPU for long before any process shows.
+const PODS: Duration = Duration::from_secs(5);
+/// The same where it is nobody's to say: the probe may be replaced by one that is told to look.
+const PODS_OFF: Duration = Duration::from_secs(60);
+/// Processes come and go in numbers.
+const AFTER_PROCESS: Duration = Duration::from_secs(1);
 /// What the controller may say.
 const FASTEST_SAMPLE: Duration = Duration::from_millis(100);
 const SLOWEST_SAMPLE: Duration = Duration::from_secs(60);
@@ -71,6 +78,8 @@ struct Observer {
     look: Arc<Notify>,
     /// Asks for the slow readings.
     recheck: Arc<Notify>,
+    /// Asks who uses the GPUs.
+    repods: Arc<Notify>,
 }
 
 /// Starts all of it, and waits a moment for the first scan of sysfs, so that the picture is not empty.
@@ -81,6 +90,7 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
         metrics,
         look: Arc::default(),
         recheck: Arc::default(),
+        repods: Arc::default(),
     };
     let handle = Handle {
         interval: watch::Sender::new(SAMPLE),
@@ -95,6 +105,7 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
     tokio::spawn(observer.clone().follow_inventory());
     tokio::spawn(observer.clone().follow_readings(handle.interval.subscribe()));
     tokio::spawn(observer.clone().follow_checks());
+    tokio::spawn(observer.clone().follow_pods());
     tokio::spawn(observer.obey(handle.released.subscribe()));
     handle
 }
@@ -288,6 +299,42 @@ impl Observer {
         }
     }
 
+    async fn follow_pods(self) {
+        let mut revision = self.picture.follow();
+        loop {
+            while !self.picture.read(|state| state.facts.nvml().state == NvmlState::Ready) {
+                if revision.changed().await.is_err() {
+                    return;
+                }
+            }
+            // An older probe says nothing; of one that is away others tell. What was known gets old.
+            if let Ok(Some(answer)) = self.probe.pods().await {
+                self.on_pods(answer);
+            }
+            let pause = match self.picture.read(|state| state.pods.is_off()) {
+                true => PODS_OFF,
+                false => PODS,
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.repods.notified() => sleep(AFTER_PROCESS).await,
+            }
+        }
+    }
+
+    fn on_pods(&self, answer: pods::Answer) {
+        self.picture.update(|state, revision, now| {
+            let State {
+                pods, facts, samples, ..
+            } = state;
+            pods.on_answer(answer, facts.gpus(), now);
+            for (sample, _) in samples.values_mut() {
+                pods.attach(sample, now);
+            }
+            revision.samples += 1;
+        });
+    }
+
     async fn read(&self) {
         match self.probe.sample().await {
             Ok(answer) => self.on_readings(answer),
@@ -305,12 +352,15 @@ impl Observer {
             for (uuid, error) in &answer.found.lost {
                 state.tracker.on_lost(uuid, error);
             }
-            state.samples = answer
-                .found
-                .samples
-                .into_iter()
-                .map(|s| (s.uuid.clone(), (s, now)))
-                .collect();
+            let mut samples = answer.found.samples;
+            let before = |s: &GpuSample| state.samples.get(&s.uuid).and_then(|(s, _)| s.compute_processes);
+            if samples.iter().any(|s| before(s) != s.compute_processes) {
+                self.repods.notify_one();
+            }
+            for sample in &mut samples {
+                state.pods.attach(sample, now);
+            }
+            state.samples = samples.into_iter().map(|s| (s.uuid.clone(), (s, now))).collect();
             let samples = state.samples.values().map(|(sample, _)| sample);
             state.tracker.on_samples(samples, now);
             revision.samples += 1;

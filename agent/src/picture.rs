@@ -9,6 +9,7 @@ use berth_core::health::{GpuHealth, NodeHealth, Recent, Tracker};
 use tokio::sync::watch;
 
 use crate::facts::Facts;
+use crate::pods::Pods;
 use crate::ring::Ring;
 
 /// Counts of changes: what a session has sent is compared with these.
@@ -47,6 +48,8 @@ pub struct State {
     pub recent: Recent,
     /// Readings by UUID, with the time they came in; they had an age by then. Empty while NVML is away.
     pub samples: BTreeMap<String, (GpuSample, Duration)>,
+    /// Who uses the GPUs. The readings have it on them.
+    pub pods: Pods,
     /// Calls that the probe left behind.
     pub stuck_calls: u32,
     /// Health as of the last change of its revision.
@@ -121,6 +124,7 @@ impl State {
             .values()
             .map(|(sample, at)| GpuSample {
                 age: sample.age + now.saturating_sub(*at),
+                pods_age: sample.pods_age.map(|age| age + now.saturating_sub(*at)),
                 ..sample.clone()
             })
             .collect()

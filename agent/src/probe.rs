@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Round, Vgpu};
+use berth_core::pods::{Held, Kubelet};
 use berth_proto::convert::{Malformed, nvml_status};
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
@@ -14,6 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
 use crate::facts::Inventory;
+use crate::pods;
 
 /// The probe answers within its own deadlines (twice two NVML calls, at worst); beyond this it is broken.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -160,6 +162,28 @@ impl Probe {
         }))
     }
 
+    /// Who uses the GPUs. `Ok(None)`: the probe is older than that.
+    pub async fn pods(&self) -> Result<Option<pods::Answer>, NoAnswer> {
+        let mut client = self.client.clone();
+        let asked = tokio::time::timeout(DEADLINE, client.pods(wire::PodsRequest {})).await;
+        let reply = match asked.map_err(|_| NoAnswer::Late)? {
+            Err(status) if status.code() == Code::Unimplemented => return Ok(None),
+            reply => reply?.into_inner(),
+        };
+        let held: Result<Vec<Held>, Malformed> = reply.held.into_iter().map(TryInto::try_into).collect();
+        let kubelet = Kubelet {
+            held: held?,
+            allocatable: reply
+                .allocatable
+                .map(|a| a.devices.into_iter().map(Into::into).collect()),
+        };
+        let processes = reply.processes.into_iter().map(Into::into).collect();
+        Ok(Some(pods::Answer {
+            kubelet: lane(reply.kubelet, kubelet),
+            processes: lane(reply.process_lane, processes),
+        }))
+    }
+
     /// Opens the stream of what the probe tells.
     pub async fn events(&self) -> Result<Events, NoAnswer> {
         let mut client = self.client.clone();
@@ -177,6 +201,15 @@ impl Probe {
     pub async fn resume(&self) -> Result<(), NoAnswer> {
         let mut client = self.client.clone();
         in_time(client.resume(wire::ResumeRequest {})).await.map(drop)
+    }
+}
+
+fn lane<T>(lane: Option<wire::Lane>, found: T) -> pods::Lane<T> {
+    let lane = lane.unwrap_or_default();
+    match lane.state() {
+        wire::LaneState::Unspecified => pods::Lane::Off,
+        wire::LaneState::Available => pods::Lane::Says(found),
+        wire::LaneState::NotAvailable => pods::Lane::Silent(lane.message),
     }
 }
 

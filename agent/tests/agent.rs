@@ -71,6 +71,10 @@ impl probe::probe_server::Probe for SlowProbe {
         }))
     }
 
+    async fn pods(&self, _: Request<probe::PodsRequest>) -> Result<Response<probe::PodsReply>, Status> {
+        Err(Status::unimplemented("as a probe that is older"))
+    }
+
     async fn events(&self, _: Request<probe::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         Ok(Response::new(Box::pin(tokio_stream::pending())))
     }

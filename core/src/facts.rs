@@ -302,6 +302,64 @@ pub struct GpuSample {
     pub clocks_event_reasons: Option<u64>,
     /// Compute processes on the GPU.
     pub compute_processes: Option<u32>,
+    /// Pods that hold the device or run on it, by name, each once. With `pods_state` other than [`PodsState::Known`] these are not all.
+    pub pods: Vec<PodUse>,
+    /// Whether `pods` is the whole answer.
+    pub pods_state: PodsState,
+    /// Time since the kubelet answered last; `None`: it never did, or is not asked.
+    pub pods_age: Option<Duration>,
+    /// Of what the kubelet may hand out of this device (itself, its MIG devices, replicas of either), how many nobody holds. `None`: not
+    /// known.
+    pub units_left: Option<u32>,
+}
+
+/// One pod's use of a GPU or MIG device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodUse {
+    /// The pod; `None`: the node knows its UID alone.
+    pub pod: Option<PodName>,
+    /// UID of the pod; `None`: the kubelet's list does not say it.
+    pub uid: Option<String>,
+    /// Containers that were given the device, by name; none where only a process is seen.
+    pub containers: Vec<String>,
+    /// Bytes that the pod's processes have on the device; `None`: not seen.
+    pub memory_bytes: Option<u64>,
+    /// How the pod came by it.
+    pub share: PodShare,
+}
+
+/// Namespace and name of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PodName {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// How a pod came by a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PodShare {
+    /// A process of it runs there; who gave it the device is not known.
+    #[default]
+    Process,
+    /// A device plugin gave it all of the device.
+    Whole,
+    /// A device plugin gave it one of several replicas: time-slicing, MPS.
+    Replica,
+    /// A ResourceClaim; whether others share it is not known here.
+    Claim,
+}
+
+/// What is known of who uses a node's devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PodsState {
+    /// The kubelet is not asked.
+    #[default]
+    Off,
+    /// The kubelet answers: these are all.
+    Known,
+    /// The kubelet does not answer, or its answer cannot be read.
+    NotAvailable,
 }
 
 /// What the slow checks read of one GPU. Every reading may be missing on its own: the driver or the part does not have it, or it was not

@@ -4,6 +4,7 @@
 //! facts ──► labels     what a node's hardware says about itself, as node labels
 //!   └─────► placement  which node a waiting pod goes to, and why
 //! events ─► health     which GPU may be handed out
+//! kubelet, processes ─► pods   who uses which GPU
 //! ```
 //!
 //! Whatever time, files or network a decision depends on comes in as an argument.
@@ -13,4 +14,5 @@ pub mod freshness;
 pub mod health;
 pub mod labels;
 pub mod placement;
+pub mod pods;
 pub mod vgpu;

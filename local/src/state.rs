@@ -11,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::process::Identity;
 
-/// A state folder longer than this gets a short name: below it, a pod's socket is 45 bytes more, and 107 is the limit.
-const LONGEST: usize = 60;
+/// A state folder longer than this gets a short name: below it, a kubelet's socket is 55 bytes more and the name of its node, and 107 is the
+/// limit.
+const LONGEST: usize = 30;
 /// Files that are not the cluster's: the lock, and what `cargo xtask up` writes about its run.
 const KEPT: [&str; 4] = ["lock", "owner.json", "up.log", "status.json"];
 

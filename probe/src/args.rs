@@ -41,6 +41,15 @@ pub struct Serve {
     /// The kernel's log, /dev/kmsg, to follow for XIDs. Absent: it is not followed.
     #[arg(long, value_name = "PATH")]
     pub kernel_log: Option<PathBuf>,
+    /// The kubelet's PodResources socket, kubelet.sock, to ask which pods hold the GPUs. Absent: it is not asked.
+    #[arg(long, value_name = "PATH")]
+    pub pod_resources: Option<PathBuf>,
+    /// A /proc that shows the host's processes, to tell whose pods' processes are on the GPUs. Absent: they are not told.
+    #[arg(long, value_name = "DIR")]
+    pub proc_root: Option<PathBuf>,
+    /// The kubelet's folder of pod logs, which names the pods of processes.
+    #[arg(long, value_name = "DIR", requires = "proc_root")]
+    pub pod_logs: Option<PathBuf>,
     /// End when standard input does: whoever started this process is gone then.
     #[arg(long)]
     pub until_stdin_ends: bool,

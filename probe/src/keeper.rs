@@ -19,6 +19,7 @@ use crate::feed::{Feed, Item};
 use crate::inforom::{self, Validation};
 use crate::library::{Found, Search};
 use crate::pace;
+use crate::processes::OnGpu;
 use crate::session::{Broken, Inventory, Readings, Session};
 use crate::watcher::{self, Leaving, Watcher};
 use crate::worker::{CallClock, NoAnswer, Worker};
@@ -47,6 +48,7 @@ enum Command {
     Inventory(oneshot::Sender<Answer<Inventory>>),
     Sample(oneshot::Sender<Answer<Readings>>),
     Checks(bool, oneshot::Sender<Answer<Round>>),
+    Processes(oneshot::Sender<Answer<Vec<OnGpu>>>),
     Release(oneshot::Sender<Release>),
     Resume(oneshot::Sender<NvmlStatus>),
 }
@@ -83,6 +85,11 @@ impl Handle {
     /// What the health checks read; `slow`: begin what takes long, too.
     pub async fn checks(&self, slow: bool) -> Result<Answer<Round>, Ending> {
         self.ask(|reply| Command::Checks(slow, reply)).await
+    }
+
+    /// Processes on the GPUs.
+    pub async fn processes(&self) -> Result<Answer<Vec<OnGpu>>, Ending> {
+        self.ask(Command::Processes).await
     }
 
     /// Lets go of the driver and stays away from it.
@@ -181,6 +188,11 @@ impl Keeper {
             Command::Inventory(reply) if reply.is_closed() => {}
             Command::Sample(reply) if reply.is_closed() => {}
             Command::Checks(_, reply) if reply.is_closed() => {}
+            Command::Processes(reply) if reply.is_closed() => {}
+            Command::Processes(reply) => {
+                let found = self.read(|session, clock| session.processes(clock)).await;
+                let _ = reply.send(self.with_state(found));
+            }
             Command::Checks(slow, reply) => {
                 let found = self.check(slow).await;
                 let _ = reply.send(self.with_state(found));

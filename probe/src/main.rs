@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! socket ─► service ─► keeper (one task, owns the state) ─► worker (OS thread) ─► session ─► NVML
-//!              ▲                                               │ registers
-//!              └──────────── feed ◄──────────── watcher (OS thread) ◄── NVML events
-//!                              ▲
-//!                              └──────── kernel_log (OS thread) ◄── /dev/kmsg
+//!           │  ▲                                               │ registers
+//!           │  └──────────── feed ◄──────────── watcher (OS thread) ◄── NVML events
+//!           │                  ▲
+//!           │                  └──────── kernel_log (OS thread) ◄── /dev/kmsg
+//!           └─► pods ─► podresources ─► kubelet's socket
+//!                 └───► processes ─► /proc
 //! ```
 //!
 //! NVML may block in the kernel for ever. So it is called on threads that nobody joins: the keeper waits for each call no longer than its
@@ -23,11 +25,16 @@ mod keeper;
 mod kernel_log;
 mod library;
 mod pace;
+mod podresources;
+mod pods;
+mod processes;
 mod service;
 mod session;
 mod vgpu;
 mod watcher;
 mod worker;
+
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -65,6 +72,15 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
     if let Some(path) = serve.kernel_log.clone() {
         kernel_log::start(path, feed.clone());
     }
+    let pods = pods::Pods {
+        kubelet: serve.pod_resources.clone(),
+        processes: serve.proc_root.clone().map(|proc| {
+            processes::Lookup::new(processes::Places {
+                proc,
+                pod_logs: serve.pod_logs.clone(),
+            })
+        }),
+    };
     let vgpus = vgpu::Vgpus::new(serve.sysfs_root.clone());
     let fabric_manager = fabric_manager::FabricManager::new(&serve.driver_root, &serve.sysfs_root);
     if serve.until_stdin_ends {
@@ -74,7 +90,16 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
             leave()
         });
     }
-    let serving = service::serve(&serve.socket, keeper, feed, vgpus, fabric_manager);
+    let serving = service::serve(
+        &serve.socket,
+        service::Service {
+            keeper,
+            feed,
+            vgpus: Arc::new(vgpus),
+            fabric_manager,
+            pods,
+        },
+    );
     tokio::select! {
         result = serving => result.with_context(|| format!("serving on {}", serve.socket.display())),
         _ = terminate.recv() => leave(),

@@ -17,33 +17,29 @@ use tonic::{Request, Response, Status};
 use crate::fabric_manager::FabricManager;
 use crate::feed::{Feed, Item};
 use crate::keeper::{Ending, Handle};
+use crate::pods::Pods;
 use crate::vgpu::{self, Vgpus};
 
-struct Service {
-    keeper: Handle,
-    feed: Feed,
-    vgpus: Arc<Vgpus>,
-    fabric_manager: FabricManager,
+/// All that answers come from.
+pub struct Service {
+    /// NVML.
+    pub keeper: Handle,
+    /// Events.
+    pub feed: Feed,
+    /// Virtual GPUs, by their configuration space.
+    pub vgpus: Arc<Vgpus>,
+    /// Which process of the machine keeps an NVLink fabric.
+    pub fabric_manager: FabricManager,
+    /// Who holds GPUs.
+    pub pods: Pods,
 }
 
 /// Serves until the process ends.
-pub async fn serve(
-    socket: &Path,
-    keeper: Handle,
-    feed: Feed,
-    vgpus: Vgpus,
-    fabric_manager: FabricManager,
-) -> io::Result<()> {
+pub async fn serve(socket: &Path, service: Service) -> io::Result<()> {
     let listener = bind(socket)?;
-    let vgpus = Arc::new(vgpus);
     tracing::info!(socket = %socket.display(), "serving");
     tonic::transport::Server::builder()
-        .add_service(wire::probe_server::ProbeServer::new(Service {
-            keeper,
-            feed,
-            vgpus,
-            fabric_manager,
-        }))
+        .add_service(wire::probe_server::ProbeServer::new(service))
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
         .map_err(io::Error::other)
@@ -149,6 +145,10 @@ impl wire::probe_server::Probe for Service {
                 .into(),
             ),
         }))
+    }
+
+    async fn pods(&self, _: Request<wire::PodsRequest>) -> Result<Response<wire::PodsReply>, Status> {
+        Ok(Response::new(self.pods.look(&self.keeper).await?))
     }
 
     async fn events(&self, _: Request<wire::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {

@@ -3,6 +3,8 @@
 //! To core is total where the wire allows nothing wrong, and fails with the field's name where it does. Unknown enum values of a newer
 //! peer become the cautious known one.
 
+mod pods;
+
 use std::time::Duration;
 
 use berth_core::facts;
@@ -440,12 +442,17 @@ impl From<facts::GpuSample> for v1::GpuSample {
             memory_clock_mhz: s.memory_clock_mhz,
             clocks_event_reasons: s.clocks_event_reasons,
             compute_processes: s.compute_processes,
+            pods: s.pods.into_iter().map(Into::into).collect(),
+            pods_state: pods::state(s.pods_state).into(),
+            pods_age_ms: s.pods_age.map(ms),
+            units_left: s.units_left,
         }
     }
 }
 
 impl From<v1::GpuSample> for facts::GpuSample {
     fn from(s: v1::GpuSample) -> Self {
+        let pods_state = pods::read_state(s.pods_state());
         Self {
             uuid: s.uuid,
             age: Duration::from_millis(s.age_ms),
@@ -460,6 +467,10 @@ impl From<v1::GpuSample> for facts::GpuSample {
             memory_clock_mhz: s.memory_clock_mhz,
             clocks_event_reasons: s.clocks_event_reasons,
             compute_processes: s.compute_processes,
+            pods_state,
+            pods: s.pods.into_iter().map(Into::into).collect(),
+            pods_age: s.pods_age_ms.map(Duration::from_millis),
+            units_left: s.units_left,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The two wires of Berth: `berth.v1.AgentLink` (agent to controller, TLS) and `berth.probe.v1.Probe` (agent to probe, unix socket).
+//! The two wires of Berth: `berth.v1.AgentLink` (agent to controller, TLS) and `berth.probe.v1.Probe` (agent to probe, unix socket); and
+//! the kubelet's that it speaks.
 //!
 //! The messages are generated from `proto/*.proto`; [`convert`] turns them into the types of `berth-core` and back, so that nothing
 //! past the wire handles an unset field or an unknown enum value.
@@ -17,6 +18,16 @@ pub mod probe {
     #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
     pub mod v1 {
         tonic::include_proto!("berth.probe.v1");
+    }
+}
+
+/// `v1.PodResourcesLister`: the kubelet's socket.
+pub mod podresources {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+    pub mod v1 {
+        // The package's name on the wire has no more to it.
+        tonic::include_proto!("v1");
     }
 }
 

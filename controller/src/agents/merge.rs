@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{GpuSample, NodeFacts};
+use berth_core::facts::{GpuSample, NodeFacts, PodUse};
 use berth_core::freshness::SAMPLE_STALE;
 use berth_core::health::{GpuHealth, NodeHealth};
 
-use super::session::MOST_SAMPLES;
+use super::session::{MOST_PODS, MOST_SAMPLES};
 use crate::cluster::{Agent, AgentChange};
 
 /// A session of this agent is open.
@@ -124,11 +124,11 @@ fn same_health(a: &NodeHealth, b: &NodeHealth) -> bool {
         && gpus.iter().zip(&b.gpus).all(|(a, b)| same_gpu(a, b))
 }
 
-/// Samples of some GPUs came. A waiting pod can only gain by a GPU that became live or has more room than before; nobody is woken for
-/// the rest.
+/// Samples of some GPUs came. A waiting pod can only gain by a GPU that became live or has more room than before, or by news of who holds
+/// which; nobody is woken for the rest.
 pub fn samples(agent: &mut Agent, new: Vec<GpuSample>, now: Instant) -> AgentChange {
     let mut change = AgentChange::Nothing;
-    for sample in new {
+    for mut sample in new {
         // Older than this machine's uptime: nothing can be told from it.
         let Some(taken) = now.checked_sub(sample.age) else {
             continue;
@@ -138,7 +138,8 @@ pub fn samples(agent: &mut Agent, new: Vec<GpuSample>, now: Instant) -> AgentCha
                 continue;
             }
             let was_stale = now.saturating_duration_since(*at) > SAMPLE_STALE;
-            if was_stale || sample.memory_free_bytes > before.memory_free_bytes {
+            let others_hold_it = sample.units_left != before.units_left || !same_pods(&sample.pods, &before.pods);
+            if was_stale || sample.memory_free_bytes > before.memory_free_bytes || others_hold_it {
                 change = AgentChange::Live;
             }
         } else if agent.samples.len() >= MOST_SAMPLES {
@@ -147,9 +148,22 @@ pub fn samples(agent: &mut Agent, new: Vec<GpuSample>, now: Instant) -> AgentCha
         } else {
             change = AgentChange::Live;
         }
+        if sample.pods.len() > MOST_PODS {
+            sample.pods.truncate(MOST_PODS);
+            sample.units_left = None;
+        }
         agent.samples.insert(sample.uuid.clone(), (sample, taken));
     }
     change
+}
+
+/// Memory apart.
+fn same_pods(a: &[PodUse], b: &[PodUse]) -> bool {
+    let who = |used: &PodUse| PodUse {
+        memory_bytes: None,
+        ..used.clone()
+    };
+    a.len() == b.len() && a.iter().map(who).eq(b.iter().map(who))
 }
 
 #[cfg(test)]
@@ -299,6 +313,38 @@ mod tests {
             samples(&mut a, vec![sample(&format!("GPU-{n}"), 0, None)], Instant::now());
         }
         assert_eq!(a.samples.len(), MOST_SAMPLES);
+    }
+
+    #[test]
+    fn news_of_who_holds_a_gpu_wakes_and_is_bounded() {
+        let (mut a, now) = (agent(), Instant::now());
+        let used = |name: &str, memory| PodUse {
+            uid: Some(name.into()),
+            memory_bytes: Some(memory),
+            ..PodUse::default()
+        };
+        let with = |pods: &[PodUse], left| GpuSample {
+            pods: pods.to_vec(),
+            units_left: left,
+            ..sample("g", 0, Some(10))
+        };
+        let mut send = |s: GpuSample| samples(&mut a, vec![s], now);
+        assert_eq!(send(with(&[], Some(1))), AgentChange::Live, "first");
+        assert_eq!(send(with(&[used("a", 1)], Some(0))), AgentChange::Live, "a pod");
+        assert_eq!(
+            send(with(&[used("a", 2)], Some(0))),
+            AgentChange::Nothing,
+            "more memory"
+        );
+        assert_eq!(send(with(&[used("b", 2)], Some(0))), AgentChange::Live, "another pod");
+        assert_eq!(
+            send(with(&[used("b", 2)], None)),
+            AgentChange::Live,
+            "not known any more"
+        );
+        send(with(&vec![used("c", 1); 3 * MOST_PODS], Some(0)));
+        let (kept, _) = &a.samples["g"];
+        assert_eq!((kept.pods.len(), kept.units_left), (MOST_PODS, None));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::refusal::Refusal;
 
 /// Most samples in one message: far above any machine's GPUs and MIG devices.
 pub const MOST_SAMPLES: usize = 1024;
+/// Most pods that are kept of one device: above the replicas that anybody makes of a GPU.
+pub const MOST_PODS: usize = 256;
 /// Most events in one message.
 const MOST_EVENTS: usize = 4096;
 

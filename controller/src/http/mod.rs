@@ -2,6 +2,7 @@
 
 mod explain;
 mod nodes;
+mod pods;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

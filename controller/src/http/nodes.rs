@@ -1,11 +1,13 @@
 //! `/nodes`: what is known of each node and its GPUs right now, for people.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use berth_core::facts::Gpu;
 use serde::Serialize;
 
-use crate::cluster::{Agent, Picture};
+use super::pods::{self, OfGpu};
+use crate::cluster::{Agent, Picture, Pod};
 
 /// One node.
 #[derive(Debug, Serialize)]
@@ -55,18 +57,28 @@ struct GpuView {
     utilization_percent: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sample_age_ms: Option<u64>,
+    #[serde(flatten)]
+    pods: OfGpu,
 }
 
 /// All nodes by name, those known only by their agents included.
 pub fn all(picture: &Picture, now: Instant) -> Vec<NodeView> {
     let names: std::collections::BTreeSet<&String> = picture.nodes.keys().chain(picture.agents.keys()).collect();
+    let mut on_node: HashMap<&str, Vec<&Pod>> = HashMap::new();
+    for pod in picture.pods.values() {
+        if let Some(node) = &pod.node {
+            on_node.entry(node).or_default().push(pod);
+        }
+    }
     let view = |name: &String| {
         let agent = picture.agents.get(name);
         NodeView {
             node: name.clone(),
             exists: picture.nodes.contains_key(name),
             agent: agent.map(|a| agent_view(a, now)),
-            gpus: agent.map(|a| gpu_views(a, now)).unwrap_or_default(),
+            gpus: agent
+                .map(|a| gpu_views(a, &on_node.get(name.as_str()).cloned().unwrap_or_default(), now))
+                .unwrap_or_default(),
         }
     };
     names.into_iter().map(view).collect()
@@ -87,7 +99,7 @@ fn agent_view(agent: &Agent, now: Instant) -> AgentView {
     }
 }
 
-fn gpu_views(agent: &Agent, now: Instant) -> Vec<GpuView> {
+fn gpu_views(agent: &Agent, on_node: &[&Pod], now: Instant) -> Vec<GpuView> {
     let view = |gpu: &Gpu| {
         let health = agent.health.iter().flat_map(|h| &h.gpus).find(|h| h.uuid == gpu.uuid);
         let sample = agent.samples.get(&gpu.uuid);
@@ -101,12 +113,13 @@ fn gpu_views(agent: &Agent, now: Instant) -> Vec<GpuView> {
             memory_free_bytes: sample.and_then(|(s, _)| s.memory_free_bytes),
             utilization_percent: sample.and_then(|(s, _)| s.gpu_utilization),
             sample_age_ms: sample.map(|(_, taken)| ms(now.saturating_duration_since(*taken))),
+            pods: pods::of_gpu(agent, gpu, on_node, now),
         }
     };
     agent.facts.iter().flat_map(|f| &f.gpus).map(view).collect()
 }
 
-fn ms(duration: Duration) -> u64 {
+pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -9,6 +9,7 @@
 //! A pod is acted on only while our gate is its last one, whoever owns it. `release` is the way out: it takes every gate of ours away.
 
 mod explain;
+pub mod holders;
 pub mod patch;
 mod recover;
 pub mod release;

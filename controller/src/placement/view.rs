@@ -5,11 +5,13 @@
 //!
 //! - whole GPUs: as many GPUs as it holds, those with the most free memory, count as full, less those that show a use already;
 //! - shared GPUs: the memory it asks is taken off every GPU, since any of them may be its.
+//!
+//! Where the kubelet tells which pods hold which GPU ([`holders`]), a GPU that is all held is no candidate, whatever its state.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
-use berth_core::facts::{Gpu, NodeFacts};
+use berth_core::facts::{Gpu, NodeFacts, PodShare};
 use berth_core::freshness::SAMPLE_STALE;
 use berth_core::health::NodeHealth;
 use berth_core::labels::class_of;
@@ -18,6 +20,7 @@ use berth_core::placement::node::{GpuView, Hardware, SliceView};
 use berth_core::placement::resources::{is_gpu, mig_resource};
 use berth_crds::names;
 
+use super::holders::{self, Holders, OnNode};
 use crate::cluster::{Agent, Node, Picture, Pod, PodKey};
 
 /// From this much memory in use on a GPU it shows that something runs there. An idle GPU has a few hundred MiB set aside for the driver,
@@ -36,16 +39,18 @@ pub struct Promises {
 /// All nodes, sorted by name. `before` is the last answer: what has not changed is taken over instead of copied.
 pub fn nodes(before: Vec<NodeView>, picture: &Picture, promises: &Promises, now: Instant) -> Vec<NodeView> {
     let mut before: HashMap<String, NodeView> = before.into_iter().map(|n| (n.name.clone(), n)).collect();
+    let holders = Holders::of(picture, &HashSet::new());
     let mut views: BTreeMap<&str, NodeView> = picture
         .nodes
         .values()
         .map(|node| {
             let agent = agent_of(node, picture);
             let mut view = before.remove(&node.name).unwrap_or_default();
-            refresh(&mut view, node, agent, now);
+            refresh(&mut view, node, agent, &holders, now);
             (node.name.as_str(), view)
         })
         .collect();
+    holders::forget_where_counts_differ(&mut views, picture, |pod| held_on(pod, promises), now);
     // Those first whose memory is seen: the GPUs that show a use are theirs.
     for seen in [true, false] {
         for pod in picture.pods.values().filter(|p| has_shown_its_memory(p) == seen) {
@@ -61,15 +66,17 @@ pub fn nodes(before: Vec<NodeView>, picture: &Picture, promises: &Promises, now:
 pub fn nodes_without(without: &[&Pod], picture: &Picture, now: Instant) -> Vec<NodeView> {
     let promises = Promises::default();
     let gone: HashSet<&PodKey> = without.iter().map(|p| &p.uid).collect();
+    let holders = Holders::of(picture, &gone);
     let mut views: BTreeMap<&str, NodeView> = without
         .iter()
         .filter_map(|pod| picture.nodes.get(held_on(pod, &promises)?))
         .map(|node| {
             let mut view = NodeView::default();
-            refresh(&mut view, node, agent_of(node, picture), now);
+            refresh(&mut view, node, agent_of(node, picture), &holders, now);
             (node.name.as_str(), view)
         })
         .collect();
+    holders::forget_where_counts_differ(&mut views, picture, |pod| held_on(pod, &promises), now);
     for pod in picture.pods.values().filter(|p| !gone.contains(&p.uid)) {
         if let Some(view) = held_on(pod, &promises).and_then(|node| views.get_mut(node)) {
             hold(view, pod);
@@ -77,16 +84,29 @@ pub fn nodes_without(without: &[&Pod], picture: &Picture, now: Instant) -> Vec<N
     }
     for pod in without {
         if let Some(view) = held_on(pod, &promises).and_then(|node| views.get_mut(node)) {
-            empty(view, pod);
+            let agent = picture.agents.get(&view.name);
+            empty(view, pod, agent);
         }
     }
     views.into_values().collect()
 }
 
-/// The fullest GPUs are taken to be the pod's.
-fn empty(view: &mut NodeView, pod: &Pod) {
+/// The GPUs that the pod is known to have for itself; where they are not known, the fullest are taken to be its.
+fn empty(view: &mut NodeView, pod: &Pod, agent: Option<&Agent>) {
     let held: i64 = pod.ask.gpus().map(|(_, milli)| milli / 1000).sum();
     let Some(hardware) = &mut view.hardware else { return };
+    let is_its = |uuid: &str| {
+        let sample = agent.and_then(|a| a.samples.get(uuid));
+        sample.is_some_and(|(sample, _)| {
+            let [only] = sample.pods.as_slice() else { return false };
+            only.share == PodShare::Whole && holders::is_of(only, pod)
+        })
+    };
+    let its: Vec<&mut GpuView> = hardware.gpus.iter_mut().filter(|g| is_its(&g.uuid)).collect();
+    if i64::try_from(its.len()) == Ok(held) {
+        its.into_iter().for_each(|gpu| gpu.memory_free = gpu.memory_total);
+        return;
+    }
     for _ in 0..held {
         let full = hardware
             .gpus
@@ -151,7 +171,7 @@ fn held_on<'a>(pod: &'a Pod, promises: &'a Promises) -> Option<&'a str> {
         .or_else(|| promises.in_flight.get(&pod.uid).map(String::as_str))
 }
 
-fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant) {
+fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, holders: &Holders<'_>, now: Instant) {
     fn follow<T: Clone + PartialEq>(ours: &mut T, theirs: &T) {
         if ours != theirs {
             ours.clone_from(theirs);
@@ -167,10 +187,10 @@ fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant
     view.used.0.values_mut().for_each(|milli| *milli = 0);
     view.host_ports.clear();
     let gpus = view.hardware.take().map(|h| h.gpus).unwrap_or_default();
-    view.hardware = agent.and_then(|agent| hardware(agent, gpus, now));
+    view.hardware = agent.and_then(|agent| hardware(agent, gpus, holders.on(&node.name), now));
 }
 
-fn hardware(agent: &Agent, before: Vec<GpuView>, now: Instant) -> Option<Hardware> {
+fn hardware(agent: &Agent, before: Vec<GpuView>, holders: &OnNode<'_>, now: Instant) -> Option<Hardware> {
     let facts = agent.facts.as_ref()?;
     let mut before: HashMap<String, GpuView> = before.into_iter().map(|g| (g.uuid.clone(), g)).collect();
     Some(Hardware {
@@ -180,7 +200,10 @@ fn hardware(agent: &Agent, before: Vec<GpuView>, now: Instant) -> Option<Hardwar
         gpus: facts
             .gpus
             .iter()
-            .map(|gpu| gpu_view(before.remove(&gpu.uuid), gpu, agent, now))
+            .map(|gpu| GpuView {
+                held: holders.hold_all_of(agent, gpu, now),
+                ..gpu_view(before.remove(&gpu.uuid), gpu, agent, now)
+            })
             .collect(),
         missing_gpus: agent.health.as_ref().map_or(0, |h| h.missing_gpus),
         sick_slices: agent
@@ -224,6 +247,7 @@ fn gpu_view(before: Option<GpuView>, gpu: &Gpu, agent: &Agent, now: Instant) -> 
         memory_total: gpu.memory_bytes,
         memory_free: fresh.and_then(|(sample, _)| sample.memory_free_bytes),
         compute_capability: gpu.compute_capability,
+        held: false,
     }
 }
 
@@ -257,6 +281,9 @@ fn take_memory(view: &mut NodeView, pod: &Pod) {
 }
 
 fn shows_use(gpu: &GpuView) -> bool {
+    if gpu.held {
+        return true;
+    }
     let used = gpu
         .memory_total
         .zip(gpu.memory_free)

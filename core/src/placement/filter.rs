@@ -4,9 +4,10 @@
 //! nodeSelector ► affinity ► cordon ► taints ► agent ► class ► compute capability ► resources ► host ports ► health ► live facts ► refused
 //! ```
 //!
-//! Which GPU the kubelet will hand out, and which it has handed out, is not known here. So class and health are asked of **every** GPU of
-//! the node. Free memory is asked of as many GPUs as are still to be handed out (allocatable − in use), those with the most free memory:
-//! the others are taken to be the ones in use. A MIG slice that is ill alone keeps away those pods that may get it.
+//! Which GPU the kubelet will hand out is not known here. So class and health are asked of **every** GPU of the node, but for those that
+//! pods are known to hold. Free memory is asked of as many GPUs as are still to be handed out (allocatable − in use), those with the most
+//! free memory: the others are taken to be the ones in use, where it is not known which are. A MIG slice that is ill alone keeps away
+//! those pods that may get it.
 
 use super::ask::Ask;
 use super::fleet::{Digest, Fleet};
@@ -235,12 +236,12 @@ impl<'a> Asked<'a> {
             return Some(Miss::AgentSilent(hardware.silent));
         }
         // One GPU unknown, and nobody can say which ones have the most free memory.
-        if let Some(gpu) = hardware.gpus.iter().find(|g| g.memory_free.is_none()) {
+        if let Some(gpu) = hardware.gpus.iter().find(|g| !g.held && g.memory_free.is_none()) {
             return Some(Miss::NoSample(gpu));
         }
         let to_hand_out = &digest.free_memory[..self.to_hand_out(place, digest.free_memory.len())];
         let free = *to_hand_out.iter().find(|free| **free < wanted)?;
-        let gpu = hardware.gpus.iter().find(|g| g.memory_free == Some(free))?;
+        let gpu = hardware.gpus.iter().find(|g| !g.held && g.memory_free == Some(free))?;
         Some(Miss::GpuMemory {
             uuid: &gpu.uuid,
             free,

@@ -648,3 +648,83 @@ fn slices_are_counted_by_profile_and_their_memory_is_that_of_the_profile() {
         ),
     ]);
 }
+
+#[test]
+fn gpus_that_pods_are_known_to_hold_are_no_candidates() {
+    /// Those of the first three, which 3 pods have.
+    fn hold_three(node: &mut NodeView) -> &mut Vec<GpuView> {
+        let gpus = &mut node.hardware.as_mut().unwrap().gpus;
+        gpus[..3].iter_mut().for_each(|gpu| gpu.held = true);
+        gpus
+    }
+    check(&[
+        (
+            "a sick GPU that is in use",
+            |n, _| hold_three(n)[1].state = GpuState::Unhealthy,
+            None,
+        ),
+        (
+            "a sick GPU that may be handed out",
+            |n, _| hold_three(n)[3].state = GpuState::Unhealthy,
+            Some("GPU-3 is Unhealthy"),
+        ),
+        (
+            "in use, as far as nobody knows",
+            |n, _| {
+                hold_three(n)[1].state = GpuState::Unhealthy;
+                hold_three(n)[1].held = false;
+            },
+            Some("GPU-1 is Unhealthy"),
+        ),
+        (
+            "another class, in use",
+            |n, a| {
+                a.classes = vec!["h100".into()];
+                hold_three(n)[0].class = "t4".into();
+            },
+            None,
+        ),
+        (
+            "the class that is asked is all in use",
+            |n, a| {
+                a.classes = vec!["t4".into()];
+                hold_three(n)[..3].iter_mut().for_each(|gpu| gpu.class = "t4".into());
+            },
+            Some("is of class h100, not t4"),
+        ),
+        (
+            "an older capability, in use",
+            |n, a| {
+                a.compute_capability = Some((9, 0));
+                hold_three(n)[0].compute_capability = Some((7, 5));
+            },
+            None,
+        ),
+        (
+            "no reading of a GPU in use",
+            |n, a| {
+                a.gpu_memory = Some(40 * GI);
+                hold_three(n)[0].memory_free = None;
+            },
+            None,
+        ),
+        (
+            "one that is idle in its pod's hands does not stand for one that is full",
+            |n, a| {
+                a.gpu_memory = Some(40 * GI);
+                let gpus = hold_three(n);
+                gpus[0].memory_free = Some(80 * GI);
+                gpus[3].memory_free = Some(GI);
+            },
+            Some("GPU-3 has 1Gi free, 40Gi wanted"),
+        ),
+        (
+            "all in use",
+            |n, _| {
+                hold_three(n).iter_mut().for_each(|gpu| gpu.held = true);
+                n.used = resources(&[("nvidia.com/gpu", 8)]);
+            },
+            Some("has 0 of 2 nvidia.com/gpu free (8 allocatable, 8 in use or promised)"),
+        ),
+    ]);
+}

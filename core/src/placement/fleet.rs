@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::labels::GPU_CLASS;
 
-use super::node::NodeView;
+use super::node::{GpuView, NodeView};
 use super::resources::is_gpu;
 
 /// Labels with the compute capability, read where no agent reports it.
@@ -26,11 +26,11 @@ pub struct Fleet {
 pub(super) struct Digest {
     /// Place in `class_sets`.
     pub class_set: usize,
-    /// The least among its GPUs, since any of them may be handed out.
+    /// The least among its GPUs that may be handed out.
     pub compute_capability: Option<(u32, u32)>,
-    /// Place of the first GPU that must not be handed out.
+    /// Place of the first GPU that must not be handed out, and may be.
     pub sick: Option<usize>,
-    /// Free VRAM of its GPUs, largest first. Empty: not known of all of them, or there are none.
+    /// Free VRAM of its GPUs that may be handed out, largest first. Empty: not known of all of them, or there are none.
     pub free_memory: Vec<u64>,
     /// It has GPUs, by its agent or by its device plugin.
     pub has_gpus: bool,
@@ -89,13 +89,13 @@ impl Fleet {
             self.class_sets.len() - 1
         });
         let gpus = node.hardware.as_ref().map_or(&[][..], |h| &h.gpus);
-        let free: Option<Vec<u64>> = gpus.iter().map(|g| g.memory_free).collect();
+        let free: Option<Vec<u64>> = gpus.iter().filter(|g| !g.held).map(|g| g.memory_free).collect();
         let mut free_memory = free.unwrap_or_default();
         free_memory.sort_unstable_by(|a, b| b.cmp(a));
         self.digests[place] = Digest {
             class_set,
             compute_capability: compute_capability(node),
-            sick: gpus.iter().position(|g| !g.state.may_be_handed_out()),
+            sick: gpus.iter().position(|g| !g.held && !g.state.may_be_handed_out()),
             free_memory,
             has_gpus: !gpus.is_empty()
                 || node
@@ -127,17 +127,24 @@ impl Fleet {
     }
 }
 
+/// The GPUs that the kubelet may hand out, as far as that is known: all, where it is known of none. Where all are held they are all, too:
+/// what is left of the resource says that there is none.
+fn to_hand_out(gpus: &[GpuView]) -> impl Iterator<Item = &GpuView> {
+    let all_held = gpus.iter().all(|g| g.held);
+    gpus.iter().filter(move |g| all_held || !g.held)
+}
+
 /// GPU classes of a node: its agent's where that knows GPUs, else its label's.
 fn classes(node: &NodeView) -> BTreeSet<String> {
     match &node.hardware {
-        Some(hardware) if !hardware.gpus.is_empty() => hardware.gpus.iter().map(|g| g.class.clone()).collect(),
+        Some(hardware) if !hardware.gpus.is_empty() => to_hand_out(&hardware.gpus).map(|g| g.class.clone()).collect(),
         _ => node.labels.get(GPU_CLASS).cloned().into_iter().collect(),
     }
 }
 
 fn compute_capability(node: &NodeView) -> Option<(u32, u32)> {
     let gpus = node.hardware.as_ref().map_or(&[][..], |h| &h.gpus);
-    let of_gpus = gpus.iter().map(|g| g.compute_capability).min().flatten();
+    let of_gpus = to_hand_out(gpus).map(|g| g.compute_capability).min().flatten();
     of_gpus.or_else(|| {
         let [major, minor] = COMPUTE_LABELS.map(|key| node.labels.get(key)?.parse().ok());
         Some((major?, minor?))

@@ -85,4 +85,7 @@ pub struct GpuView {
     pub memory_free: Option<u64>,
     /// CUDA compute capability.
     pub compute_capability: Option<(u32, u32)>,
+    /// Pods that are there to stay are known to hold all of it: the kubelet has nothing of it to hand out. `false` also where that is not
+    /// known.
+    pub held: bool,
 }

@@ -3,9 +3,11 @@
 //! ```text
 //! local/fleets/*.yaml ─► Fleet ─► NodeSpec ─┬─► hardware   which GPUs, at which PCI addresses: nvml.json
 //!                                           ├─► sysfs      sys/
+//!                                           ├─► devices    which pod has which GPU: the PodResources socket
 //!                                           └─► node       Node object, root/, and what a test may change
 //! ```
 
+mod devices;
 mod hardware;
 mod node;
 mod sysfs;
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+pub use devices::Devices;
 pub use node::{KWOK_ANNOTATION, KWOK_ANNOTATION_VALUE, Node, Nodes};
 
 /// All machines of a cluster.

@@ -1,7 +1,7 @@
 //! One simulated machine: its Node object, its folder, and what may change on it while it runs.
 //!
 //! ```text
-//! <state>/nodes/<name>/root/      hostPath / of its pods; holds libnvidia-ml.so.1 where there is a driver
+//! <state>/nodes/<name>/root/      hostPath / of its pods; holds libnvidia-ml.so.1 where there is a driver, and the kubelet's socket
 //!                      sys/       hostPath /sys
 //!                      nvml.json  what the fake NVML says
 //! ```
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::hardware::NvmlState;
-use super::{Driver, NodeSpec, sysfs};
+use super::{Devices, Driver, NodeSpec, sysfs};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -72,16 +72,19 @@ impl Nodes {
         let present = spec.driver == Driver::Present;
         sysfs::create(&folder.join("sys"), &spec, present)?;
         let nvml = NvmlState::create(&folder.join("nvml.json"), &spec, present)?;
+        let devices = Devices::new(&folder.join("root"), &spec)?;
         let node = Node {
             spec: Arc::new(spec),
             folder,
             nvml,
+            devices,
             library: self.library.clone(),
             api: Api::all(self.client.clone()),
         };
         if present {
             node.place_library(true)?;
         }
+        node.devices.serve()?;
         self.nodes.lock().insert(node.spec.name.clone(), node.clone());
         node.create_object().await?;
         node.advertise(node.spec.devices().filter(|_| present)).await?;
@@ -96,6 +99,7 @@ impl Nodes {
             .await
             .map_err(Error::kube(format!("delete node {name}")))?;
         self.nodes.lock().remove(name);
+        node.devices.kill();
         Ok(())
     }
 
@@ -120,6 +124,7 @@ pub struct Node {
     spec: Arc<NodeSpec>,
     folder: PathBuf,
     nvml: NvmlState,
+    devices: Devices,
     library: PathBuf,
     api: Api<core::Node>,
 }
@@ -131,6 +136,8 @@ impl Node {
         let json = std::fs::read(folder.join(SAVED)).map_err(|_| Error::NoNode(name.to_owned()))?;
         let saved: Saved = serde_json::from_slice(&json).map_err(Error::malformed(SAVED))?;
         Ok(Self {
+            // Which pod has which is known where the cluster runs.
+            devices: Devices::new(&folder.join("root"), &saved.spec)?,
             spec: Arc::new(saved.spec),
             nvml: NvmlState::open(&folder.join("nvml.json")),
             folder,
@@ -162,6 +169,11 @@ impl Node {
     /// The state of its fake NVML, to read or change at will.
     pub fn nvml(&self) -> &NvmlState {
         &self.nvml
+    }
+
+    /// Which pod has which of its devices, and the kubelet that tells.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// Where a hostPath of its pods is on this machine.
@@ -262,6 +274,7 @@ impl Node {
 
     /// Plays the device plugin: so many devices are allocatable; `None`: nobody advertises any.
     async fn advertise(&self, devices: Option<u32>) -> Result<()> {
+        self.devices.offer(devices.is_some());
         let count = devices.map(|n| n.to_string());
         let key = berth_crds::names::NVIDIA_GPU;
         self.patch_status(&json!({"status": {"capacity": {key: count}, "allocatable": {key: count}}}))

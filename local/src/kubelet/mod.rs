@@ -9,9 +9,10 @@
 //!                        └► status    written back to the pod
 //! ```
 //!
-//! Pods of anybody else are KWOK's, and run nowhere.
+//! Pods of anybody else are KWOK's, and run nowhere; but their devices are handed out here ([`devices`]).
 
 mod container;
+mod devices;
 mod fields;
 mod mapping;
 mod pod;
@@ -156,6 +157,7 @@ impl Kubelet {
             shutdown,
         });
         tasks.spawn(dispatch(context.clone(), tasks.clone()));
+        tasks.spawn(devices::follow(context.clone()));
         Ok(Self { context, tasks })
     }
 

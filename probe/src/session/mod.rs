@@ -12,6 +12,7 @@ mod checks;
 mod fabric;
 mod gpu;
 mod mig;
+mod processes;
 mod profile;
 mod sample;
 mod told;
@@ -25,6 +26,7 @@ use berth_core::facts::{Gpu, GpuChecks, GpuSample, NodeChecks, NvidiaDriver, Nvm
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings::nvmlDevice_t;
 
+use crate::processes::OnGpu;
 use crate::worker::CallClock;
 use checks::{ConfidentialCompute, Limits};
 use gpu::Known;
@@ -220,6 +222,19 @@ impl Session {
             uuid: uuid.clone(),
             ..checks
         })
+    }
+
+    /// Reads which processes are on the GPUs. A GPU that is lost has none to tell.
+    pub fn processes(&self, clock: &CallClock) -> Result<Vec<OnGpu>, Broken> {
+        let mut all = Vec::new();
+        for known in &self.gpus {
+            match known.processes(&self.nvml, clock) {
+                Ok(processes) => all.extend(processes.into_iter().flatten()),
+                Err(Stop::Lost(message)) => tracing::debug!(uuid = known.facts.uuid, message, "no processes told"),
+                Err(Stop::Broken(broken)) => return Err(broken),
+            }
+        }
+        Ok(all)
     }
 
     /// Reads what every GPU is doing.

@@ -40,6 +40,8 @@ impl Known {
                 nvmlDeviceGetComputeRunningProcesses_v3,
                 device.running_compute_processes_count()
             ),
+            // Who uses it is not NVML's to say.
+            ..GpuSample::default()
         });
         for (handle, uuid) in &self.mig_devices {
             // SAFETY: as above; a MIG device that has been destroyed since answers with an error.
