@@ -434,6 +434,17 @@ impl From<facts::GpuSample> for v1::GpuSample {
             memory_clock_mhz: s.memory_clock_mhz,
             clocks_event_reasons: s.clocks_event_reasons,
             compute_processes: s.compute_processes,
+            memory_reserved_bytes: s.memory_reserved_bytes,
+            memory_temperature_c: s.memory_temperature_c,
+            energy_mj: s.energy_mj,
+            nvlink_bytes_per_second: s.nvlink_bytes_per_second,
+            graphics_active_ppm: s.graphics_active_ppm,
+            sm_active_ppm: s.sm_active_ppm,
+            sm_occupancy_ppm: s.sm_occupancy_ppm,
+            tensor_active_ppm: s.tensor_active_ppm,
+            dram_active_ppm: s.dram_active_ppm,
+            pcie_tx_bytes_per_second: s.pcie_tx_bytes_per_second,
+            pcie_rx_bytes_per_second: s.pcie_rx_bytes_per_second,
         }
     }
 }
@@ -454,6 +465,17 @@ impl From<v1::GpuSample> for facts::GpuSample {
             memory_clock_mhz: s.memory_clock_mhz,
             clocks_event_reasons: s.clocks_event_reasons,
             compute_processes: s.compute_processes,
+            memory_reserved_bytes: s.memory_reserved_bytes,
+            memory_temperature_c: s.memory_temperature_c,
+            energy_mj: s.energy_mj,
+            nvlink_bytes_per_second: s.nvlink_bytes_per_second,
+            graphics_active_ppm: s.graphics_active_ppm,
+            sm_active_ppm: s.sm_active_ppm,
+            sm_occupancy_ppm: s.sm_occupancy_ppm,
+            tensor_active_ppm: s.tensor_active_ppm,
+            dram_active_ppm: s.dram_active_ppm,
+            pcie_tx_bytes_per_second: s.pcie_tx_bytes_per_second,
+            pcie_rx_bytes_per_second: s.pcie_rx_bytes_per_second,
         }
     }
 }
@@ -473,6 +495,9 @@ impl From<facts::GpuChecks> for probe::GpuChecks {
             pcie_max_width: c.pcie_max_width,
             pcie_replays: c.pcie_replays,
             inforom_valid: c.inforom_valid,
+            encoder_utilization: c.encoder_utilization,
+            decoder_utilization: c.decoder_utilization,
+            vgpu_licensed: c.vgpu_licensed,
             remapped_rows: c.remapped_rows.map(|r| probe::RemappedRows {
                 correctable: r.correctable,
                 uncorrectable: r.uncorrectable,
@@ -498,6 +523,9 @@ impl From<probe::GpuChecks> for facts::GpuChecks {
             pcie_max_width: c.pcie_max_width,
             pcie_replays: c.pcie_replays,
             inforom_valid: c.inforom_valid,
+            encoder_utilization: c.encoder_utilization,
+            decoder_utilization: c.decoder_utilization,
+            vgpu_licensed: c.vgpu_licensed,
             remapped_rows: c.remapped_rows.map(|r| facts::RemappedRows {
                 correctable: r.correctable,
                 uncorrectable: r.uncorrectable,

@@ -136,6 +136,9 @@ impl Observed {
             pcie_max_width,
             pcie_replays,
             inforom_valid,
+            encoder_utilization,
+            decoder_utilization,
+            vgpu_licensed,
         } = new;
         if let Some(up) = nvlinks_up {
             self.links = self.links.max(up);
@@ -161,6 +164,10 @@ impl Observed {
             pcie_max_width: pcie_max_width.or(last.pcie_max_width),
             pcie_replays: pcie_replays.or(last.pcie_replays),
             inforom_valid: inforom_valid.or(last.inforom_valid),
+            // No check looks at these.
+            encoder_utilization,
+            decoder_utilization,
+            vgpu_licensed,
         };
     }
 

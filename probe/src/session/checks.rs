@@ -7,15 +7,13 @@ use nvml_wrapper_sys::bindings::field_id::{
     NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
 };
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlEccCounterType_enum_NVML_VOLATILE_ECC, nvmlEccSramErrorStatus_v1_t,
+    nvmlDevice_t, nvmlEccCounterType_enum_NVML_VOLATILE_ECC, nvmlEccSramErrorStatus_v1_t, nvmlGridLicensableFeatures_t,
     nvmlMemoryErrorType_enum_NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
     nvmlPageRetirementCause_enum_NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR,
     nvmlPageRetirementCause_enum_NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS,
-    nvmlReturn_enum_NVML_SUCCESS, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
-    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG as UNSIGNED_LONG,
-    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG,
 };
 
+use super::fields::{self, NO_SCOPE};
 use super::told::{Stop, raw, reading};
 use crate::worker::CallClock;
 
@@ -33,7 +31,18 @@ pub(super) fn read(nvml: &Nvml, device: nvmlDevice_t, slow: bool, clock: &CallCl
             reading(stringify!($name), result)?.map(|()| value)
         }};
     }
-    let [recovery_action, nvlink_crc_errors] = fields(nvml, device, clock)?;
+    macro_rules! utilization {
+        ($name:ident) => {{
+            let (mut percent, mut period_us) = (0, 0);
+            let result = raw!(nvml, clock, $name(device, &raw mut percent, &raw mut period_us));
+            reading(stringify!($name), result)?.map(|()| percent)
+        }};
+    }
+    let counters = [
+        (NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NO_SCOPE),
+        (NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL, NO_SCOPE),
+    ];
+    let [recovery_action, nvlink_crc_errors] = fields::read(nvml, device, counters, clock)?;
     Ok(GpuChecks {
         uuid: String::new(),
         recovery_action: recovery_action.and_then(|n| u32::try_from(n).ok()),
@@ -54,45 +63,10 @@ pub(super) fn read(nvml: &Nvml, device: nvmlDevice_t, slow: bool, clock: &CallCl
         pcie_max_width: number!(nvmlDeviceGetMaxPcieLinkWidth(), 0),
         pcie_replays: number!(nvmlDeviceGetPcieReplayCounter(), 0).map(u64::from),
         inforom_valid: if slow { inforom(nvml, device, clock)? } else { None },
+        encoder_utilization: utilization!(nvmlDeviceGetEncoderUtilization),
+        decoder_utilization: utilization!(nvmlDeviceGetDecoderUtilization),
+        vgpu_licensed: vgpu_licensed(nvml, device, clock)?,
     })
-}
-
-/// Counters that have no call of their own, in one call.
-fn fields(nvml: &Nvml, device: nvmlDevice_t, clock: &CallClock) -> Result<[Option<u64>; 2], Stop> {
-    let ids = [
-        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
-        NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
-    ];
-    // SAFETY: plain numbers and a union of numbers: all zero is a value of each.
-    let mut values = ids.map(|_| unsafe { std::mem::zeroed::<nvml_wrapper_sys::bindings::nvmlFieldValue_t>() });
-    for (value, id) in values.iter_mut().zip(ids) {
-        value.fieldId = id;
-        // Not every driver writes an answer for an id that it does not know.
-        value.nvmlReturn = !nvmlReturn_enum_NVML_SUCCESS;
-    }
-    let count = i32::try_from(values.len()).unwrap_or(0);
-    let result = raw!(
-        nvml,
-        clock,
-        nvmlDeviceGetFieldValues(device, count, values.as_mut_ptr())
-    );
-    let Some(()) = reading("nvmlDeviceGetFieldValues", result)? else {
-        return Ok([None, None]);
-    };
-    Ok(values.map(|value| {
-        if value.nvmlReturn != nvmlReturn_enum_NVML_SUCCESS {
-            return None;
-        }
-        // SAFETY: the type says which member the driver wrote.
-        unsafe {
-            match value.valueType {
-                UNSIGNED_INT => Some(value.value.uiVal.into()),
-                UNSIGNED_LONG => Some(value.value.ulVal),
-                UNSIGNED_LONG_LONG => Some(value.value.ullVal),
-                _ => None,
-            }
-        }
-    }))
 }
 
 fn sram(nvml: &Nvml, device: nvmlDevice_t, clock: &CallClock) -> Result<Option<bool>, Stop> {
@@ -171,4 +145,24 @@ fn inforom(nvml: &Nvml, device: nvmlDevice_t, clock: &CallClock) -> Result<Optio
         Err(NvmlError::CorruptedInfoROM) => Ok(Some(false)),
         result => Ok(reading("nvmlDeviceValidateInforom", result)?.map(|()| true)),
     }
+}
+
+/// Nothing where no licence is needed, which is wherever the GPU is not a virtual one.
+fn vgpu_licensed(nvml: &Nvml, device: nvmlDevice_t, clock: &CallClock) -> Result<Option<bool>, Stop> {
+    // SAFETY: plain numbers and characters: all zero is a value.
+    let mut features = unsafe { std::mem::zeroed::<nvmlGridLicensableFeatures_t>() };
+    let result = raw!(
+        nvml,
+        clock,
+        nvmlDeviceGetGridLicensableFeatures_v4(device, &raw mut features)
+    );
+    let told = reading("nvmlDeviceGetGridLicensableFeatures_v4", result)?;
+    if told.is_none() || features.isGridLicenseSupported == 0 {
+        return Ok(None);
+    }
+    let listed = features
+        .gridLicensableFeatures
+        .iter()
+        .take(usize::try_from(features.licensableFeaturesCount).unwrap_or(0));
+    Ok(Some(listed.into_iter().any(|feature| feature.featureState != 0)))
 }

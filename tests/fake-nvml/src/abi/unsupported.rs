@@ -23,9 +23,9 @@ unsupported! {
     nvmlDeviceGetBrand nvmlDeviceGetArchitecture nvmlDeviceGetBoardId nvmlDeviceGetBoardPartNumber nvmlDeviceGetModuleId
     nvmlDeviceGetNumaNodeId nvmlDeviceGetNumGpuCores nvmlDeviceGetAddressingMode nvmlDeviceGetPlatformInfo
     nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetMemoryBusWidth
-    nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization nvmlDeviceGetTemperatureThreshold nvmlDeviceGetMarginTemperature
+    nvmlDeviceGetTemperatureThreshold nvmlDeviceGetMarginTemperature
     nvmlDeviceGetPowerManagementLimit nvmlDeviceGetPowerManagementLimitConstraints nvmlDeviceGetEnforcedPowerLimit
-    nvmlDeviceGetTotalEnergyConsumption nvmlDeviceGetMaxClockInfo nvmlDeviceGetPerformanceState nvmlDeviceGetFanSpeed_v2
+    nvmlDeviceGetMaxClockInfo nvmlDeviceGetPerformanceState nvmlDeviceGetFanSpeed_v2
     nvmlDeviceGetNumFans nvmlDeviceGetSamples nvmlDeviceGetSupportedClocksThrottleReasons nvmlDeviceGetViolationStatus
     nvmlDeviceGetEccMode nvmlDeviceGetMemoryErrorCounter nvmlDeviceGetDetailedEccErrors
     nvmlDeviceGetRowRemapperHistogram
@@ -40,6 +40,5 @@ unsupported! {
     nvmlSystemEventSetCreate nvmlSystemEventSetFree nvmlSystemRegisterEvents nvmlSystemEventSetWait
     nvmlDeviceGetInforomVersion nvmlDeviceGetInforomImageVersion
     nvmlDeviceGetInforomConfigurationChecksum nvmlDeviceGetGspFirmwareVersion nvmlDeviceGetGspFirmwareMode
-    nvmlDeviceGetVirtualizationMode nvmlGpmQueryDeviceSupport nvmlGpmSampleAlloc nvmlGpmSampleFree nvmlGpmSampleGet
-    nvmlGpmMigSampleGet nvmlGpmMetricsGet
+    nvmlDeviceGetVirtualizationMode
 }
