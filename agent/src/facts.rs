@@ -63,6 +63,21 @@ impl Facts {
         &self.nvml
     }
 
+    /// The driver as last read.
+    pub fn driver(&self) -> Option<&NvidiaDriver> {
+        self.last.as_ref().and_then(|(inventory, _)| inventory.driver.as_ref())
+    }
+
+    /// GPUs as last read, in NVML order.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.last.as_ref().map_or(&[], |(inventory, _)| &inventory.gpus)
+    }
+
+    /// When that was.
+    pub fn read_at(&self) -> Option<Duration> {
+        self.last.as_ref().map(|(_, at)| *at)
+    }
+
     /// All of it, with ages as of `now`.
     pub fn at(&self, now: Duration) -> NodeFacts {
         let last = self.last.as_ref();

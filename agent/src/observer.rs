@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::facts::{GpuChecks, NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
@@ -134,6 +134,7 @@ impl Observer {
             if changed {
                 tracing::info!(state = %status.state, message = status.message, "NVML");
                 state.samples.clear();
+                state.checks.clear();
                 facts_changed(state, revision, now);
             }
             changed
@@ -178,6 +179,7 @@ impl Observer {
                         // Both reports of one fault count for health: the second may tell more.
                         state.tracker.on_event(&event);
                         if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
+                            state.xids.on_event(&event, now);
                             state.ring.push(event, now);
                             revision.events += 1;
                         }
@@ -266,8 +268,7 @@ impl Observer {
                         if slow {
                             slow_at = self.picture.now() + SLOW_CHECKS;
                         }
-                        self.picture
-                            .update(|state, _, now| state.tracker.on_checks(answer.found, now));
+                        self.on_checks(answer.found);
                     } else {
                         self.on_state(answer.status);
                     }
@@ -281,6 +282,15 @@ impl Observer {
                 () = self.recheck.notified() => sleep(AFTER_EVENT).await,
             }
         }
+    }
+
+    fn on_checks(&self, found: Vec<GpuChecks>) {
+        self.picture.update(|state, _, now| {
+            let by_gpu = found.iter().map(|c| (c.uuid.clone(), (c.clone(), now)));
+            state.checks = by_gpu.collect();
+            state.checked = Some(now);
+            state.tracker.on_checks(found, now);
+        });
     }
 
     async fn read(&self) {
@@ -306,6 +316,7 @@ impl Observer {
                 .into_iter()
                 .map(|s| (s.uuid.clone(), (s, now)))
                 .collect();
+            state.sampled = Some(now);
             let samples = state.samples.values().map(|(sample, _)| sample);
             state.tracker.on_samples(samples, now);
             revision.samples += 1;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{GpuSample, NodeFacts};
+use berth_core::facts::{GpuChecks, GpuSample, NodeFacts};
 use berth_core::health::{GpuHealth, NodeHealth, Recent, Tracker};
 use tokio::sync::watch;
 
 use crate::facts::Facts;
 use crate::ring::Ring;
+use crate::xids::Xids;
 
 /// Counts of changes: what a session has sent is compared with these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +48,14 @@ pub struct State {
     pub recent: Recent,
     /// Readings by UUID, with the time they came in; they had an age by then. Empty while NVML is away.
     pub samples: BTreeMap<String, (GpuSample, Duration)>,
+    /// When a round of readings came in last; it is kept while NVML is away.
+    pub sampled: Option<Duration>,
+    /// What the health checks read, by UUID, with the time it came in. Empty while NVML is away.
+    pub checks: BTreeMap<String, (GpuChecks, Duration)>,
+    /// When a round of checks came in last; it is kept while NVML is away.
+    pub checked: Option<Duration>,
+    /// XIDs so far.
+    pub xids: Xids,
     /// Calls that the probe left behind.
     pub stuck_calls: u32,
     /// Health as of the last change of its revision.
