@@ -16,9 +16,9 @@ use berth_core::facts::{Gpu, GpuChecks, GpuSample};
 use berth_core::freshness;
 use berth_core::health::verdict;
 
-use self::rows::{ROWS, Value};
+use self::rows::{ROWS, Row, Value};
 use self::subject::{Reading, Subject, by_instance, of_gpu, of_instance, users};
-use super::text::{Kind, Labels, Text};
+use super::text::{Kind, Labels, Metric, Text};
 use crate::picture::State;
 use crate::xids::WINDOW;
 
@@ -84,22 +84,16 @@ impl<'s> View<'s> {
         })
     }
 
-    /// All rows of all GPUs.
+    /// All rows of all GPUs. A row is that of a GPU's instances where they have it, and else the GPU's: a sum counts nothing twice.
     pub fn write(&self, text: &mut Text) {
         let gpus = self.state.facts.gpus();
         let whole: Vec<_> = gpus.iter().map(|gpu| (gpu, self.whole(gpu))).collect();
-        let instances: Vec<_> = gpus.iter().flat_map(|gpu| self.instances(gpu)).collect();
+        let instances: Vec<Vec<_>> = gpus.iter().map(|gpu| self.instances(gpu).collect()).collect();
         for row in &ROWS {
             let mut metric = text.metric(row.name, row.kind, row.help);
-            for subject in whole.iter().map(|(_, subject)| subject).chain(&instances) {
-                let Some(value) = subject.reading.value(&row.source) else {
-                    continue;
-                };
-                for labels in subject.series(|labels| labels) {
-                    match value {
-                        Value::Whole(n) => metric.value(&labels, n),
-                        Value::Fraction(n) => metric.value(&labels, n),
-                    };
+            for ((_, whole), instances) in whole.iter().zip(&instances) {
+                if !write_row(&mut metric, row, instances) {
+                    write_row(&mut metric, row, [whole]);
                 }
             }
         }
@@ -147,4 +141,22 @@ impl<'s> View<'s> {
             }
         }
     }
+}
+
+/// One row of these. Whether any has it.
+fn write_row<'s>(metric: &mut Metric<'_>, row: &Row, subjects: impl IntoIterator<Item = &'s Subject<'s>>) -> bool {
+    let mut written = false;
+    for subject in subjects {
+        let Some(value) = subject.reading.value(&row.source) else {
+            continue;
+        };
+        written = true;
+        for labels in subject.series(|labels| labels) {
+            match value {
+                Value::Whole(n) => metric.value(&labels, n),
+                Value::Fraction(n) => metric.value(&labels, n),
+            };
+        }
+    }
+    written
 }
