@@ -65,7 +65,8 @@ impl<'s> View<'s> {
                 sample,
                 checks: self.checks(&gpu.uuid),
             },
-            users: sample.map(users).unwrap_or_default(),
+            // What is split is used in parts.
+            users: users(sample.filter(|_| by_instance(gpu).is_empty())),
         }
     }
 
@@ -79,7 +80,7 @@ impl<'s> View<'s> {
                     sample: samples.first().copied(),
                     checks: None,
                 },
-                users: samples.into_iter().flat_map(users).collect(),
+                users: users(samples),
             }
         })
     }

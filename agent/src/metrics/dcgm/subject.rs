@@ -22,16 +22,41 @@ impl Reading<'_> {
     }
 }
 
-/// A container that uses a GPU.
+/// A container that uses a GPU; `None`: a pod of which only a process is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct User<'s> {
-    pub pod: &'s str,
     pub namespace: &'s str,
-    pub container: &'s str,
+    pub pod: &'s str,
+    pub container: Option<&'s str>,
 }
 
-/// Who uses what a sample is of.
-pub fn users(_sample: &GpuSample) -> Vec<User<'_>> {
+/// Namespace, name and containers of each pod that uses what a sample is of.
+fn pods(_sample: &GpuSample) -> Vec<(&str, &str, &[String])> {
     Vec::new()
+}
+
+/// One for each container, each once.
+fn containers<'s>(pods: Vec<(&'s str, &'s str, &'s [String])>) -> Vec<User<'s>> {
+    let mut users = Vec::new();
+    for (namespace, pod, containers) in pods {
+        let user = |container| User {
+            namespace,
+            pod,
+            container,
+        };
+        if containers.is_empty() {
+            users.push(user(None));
+        }
+        users.extend(containers.iter().map(|name| user(Some(name.as_str()))));
+    }
+    users.sort_unstable();
+    users.dedup();
+    users
+}
+
+/// Who uses what the samples are of.
+pub fn users<'s>(samples: impl IntoIterator<Item = &'s GpuSample>) -> Vec<User<'s>> {
+    containers(samples.into_iter().flat_map(pods).collect())
 }
 
 /// A GPU or one of its instances: one series of each row that it has a value for, or one for each container that uses it.
@@ -49,11 +74,12 @@ impl Subject<'_> {
             return vec![common];
         }
         let of_user = |user: &User<'_>| {
-            common
-                .clone()
-                .with("container", user.container)
-                .with("namespace", user.namespace)
-                .with("pod", user.pod)
+            let labels = common.clone();
+            let labels = match user.container {
+                Some(container) => labels.with("container", container),
+                None => labels,
+            };
+            labels.with("namespace", user.namespace).with("pod", user.pod)
         };
         self.users.iter().map(of_user).collect()
     }
@@ -111,11 +137,6 @@ mod tests {
 
     #[test]
     fn a_container_is_a_series_and_nobody_is_one_too() {
-        let user = |pod: &'static str, container: &'static str| User {
-            pod,
-            namespace: "ns",
-            container,
-        };
         let gpu = || Labels::default().with("gpu", 0);
         let mut subject = Subject {
             labels: gpu(),
@@ -123,14 +144,14 @@ mod tests {
             users: Vec::new(),
         };
         assert_eq!(subject.series(|l| l), vec![gpu()]);
-        subject.users = vec![user("a", "main"), user("b", "side")];
-        let of = |pod, container| {
-            let labels = gpu().with("xid", 79).with("container", container);
-            labels.with("namespace", "ns").with("pod", pod)
-        };
+        let two = ["side".to_owned(), "main".to_owned()];
+        // The first pod is told of twice, as by two compute instances of one GPU instance.
+        subject.users = containers(vec![("ns", "a", &two), ("ns", "b", &[]), ("ns", "a", &two)]);
+        let a = |container| gpu().with("xid", 79).with("container", container);
+        let of = |labels: Labels, pod| labels.with("namespace", "ns").with("pod", pod);
         assert_eq!(
             subject.series(|l| l.with("xid", 79)),
-            vec![of("a", "main"), of("b", "side")]
+            vec![of(a("main"), "a"), of(a("side"), "a"), of(gpu().with("xid", 79), "b")]
         );
     }
 
