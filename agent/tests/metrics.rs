@@ -132,12 +132,20 @@ fn names(text: &str) -> BTreeSet<&str> {
     rows.filter_map(|row| row.split(['{', ' ']).next()).collect()
 }
 
-/// Compares what is said of GPUs, once samples and checks are there, with a golden file, or writes it.
-async fn golden(name: &str, node: &Node) -> String {
+/// Compares what is said of GPUs with a golden file, or writes it: once checks are there, and `active` rows of activity and `linked` of
+/// NVLink, which need two samples.
+async fn golden(name: &str, node: &Node, active: usize, linked: usize) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/metrics-{name}.txt"));
-    // Activity and traffic need two samples.
-    let complete =
-        |text: &str| text.contains("DCGM_FI_PROF_GR_ENGINE_ACTIVE") && text.contains("DCGM_FI_DEV_PCIE_REPLAY_COUNTER");
+    let complete = |text: &str| {
+        let count = |name: &str| {
+            text.lines()
+                .filter(|line| line.starts_with(&format!("{name}{{")))
+                .count()
+        };
+        count("DCGM_FI_PROF_GR_ENGINE_ACTIVE") == active
+            && count("DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL") == linked
+            && count("DCGM_FI_DEV_PCIE_REPLAY_COUNTER") > 0
+    };
     let text = of_gpus(&node.until(complete).await);
     if std::env::var_os("BERTH_WRITE_GOLDEN").is_some() {
         std::fs::write(&file, &text).unwrap();
@@ -202,7 +210,7 @@ async fn eight_gpus_have_all_default_rows_of_dcgm_exporter() {
     state.gpus[0].vgpu_licensed = Some(true);
     state.gpus[0].power_mw = None;
     let node = Node::start(&state);
-    let text = golden("h100", &node).await;
+    let text = golden("h100", &node, 8, 8).await;
 
     // The 26 default rows: one is the label of the driver's version.
     let defaults = "SM_CLOCK MEM_CLOCK MEMORY_TEMP GPU_TEMP POWER_USAGE TOTAL_ENERGY_CONSUMPTION PCIE_REPLAY_COUNTER GPU_UTIL \
@@ -244,7 +252,7 @@ async fn instances_have_rows_of_their_own() {
     // Two compute instances of one GPU instance: one series, not two that are the same.
     devices[3].gpu_instance = devices[1].gpu_instance;
     devices[3].compute_instance = 1;
-    golden("mig", &Node::start(&state)).await;
+    golden("mig", &Node::start(&state), 3, 1).await;
 }
 
 #[tokio::test]
@@ -254,7 +262,7 @@ async fn a_node_may_have_both_and_parts_that_tell_less() {
     let mut old = State::of("T4", 3, "node-b").unwrap().gpus.remove(2);
     old.name = "Tesla \"T4\"".into();
     state.gpus.push(old);
-    golden("mixed", &Node::start(&state)).await;
+    golden("mixed", &Node::start(&state), 2, 2).await;
 }
 
 #[tokio::test]
