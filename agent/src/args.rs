@@ -135,12 +135,22 @@ pub struct Run {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9401")]
     pub http_address: SocketAddr,
+    /// What metrics call this node. Default: the name that the machine (or the container) calls itself.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
     /// error, warn, info, debug or trace; RUST_LOG, which may also name targets, wins.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,
 }
 
 impl Run {
+    /// What metrics call this node; empty where nobody knows.
+    pub fn node_name(&self) -> String {
+        let own = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let given = self.node_name.clone().filter(|name| !name.is_empty());
+        given.unwrap_or_else(|| own().trim().to_owned())
+    }
+
     /// What the link needs of it.
     pub fn link(&self) -> link::Settings {
         let host = self

@@ -45,7 +45,7 @@ impl DeadBand {
     }
 }
 
-/// Whether a reading left the dead-band around the one sent last. Clocks follow load and are sent along only.
+/// Whether a reading left the dead-band around the one sent last. Clocks, activity and the like follow load and are sent along only.
 fn moved(old: &GpuSample, new: &GpuSample) -> bool {
     let memory = |a: Option<u64>, b: Option<u64>| {
         let share = old.memory_total_bytes.map_or(u64::MAX, |total| total / MEMORY_SHARE);

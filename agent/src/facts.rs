@@ -25,11 +25,6 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// GPUs as last read.
-    pub fn gpus(&self) -> &[Gpu] {
-        self.last.as_ref().map_or(&[], |(inventory, _)| &inventory.gpus)
-    }
-
     /// A scan of sysfs.
     pub fn on_sysfs(&mut self, sysfs: Sysfs) -> bool {
         let changed = self.sysfs != sysfs;
@@ -66,6 +61,21 @@ impl Facts {
     /// NVML's state.
     pub fn nvml(&self) -> &NvmlStatus {
         &self.nvml
+    }
+
+    /// The driver as last read.
+    pub fn driver(&self) -> Option<&NvidiaDriver> {
+        self.last.as_ref().and_then(|(inventory, _)| inventory.driver.as_ref())
+    }
+
+    /// GPUs as last read, in NVML order.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.last.as_ref().map_or(&[], |(inventory, _)| &inventory.gpus)
+    }
+
+    /// When that was.
+    pub fn read_at(&self) -> Option<Duration> {
+        self.last.as_ref().map(|(_, at)| *at)
     }
 
     /// All of it, with ages as of `now`.

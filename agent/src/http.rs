@@ -10,10 +10,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, text};
 use crate::picture::Picture;
-
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, picture: Picture) -> io::Result<()> {
@@ -26,5 +24,5 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, picture: Pictur
 }
 
 async fn scrape(State((metrics, picture)): State<(Arc<Metrics>, Picture)>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, OPEN_METRICS)], metrics.text(&picture))
+    ([(CONTENT_TYPE, text::CONTENT_TYPE)], metrics.text(&picture))
 }

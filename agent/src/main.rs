@@ -25,6 +25,7 @@ mod probe;
 mod ring;
 mod session;
 mod sysfs;
+mod xids;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -87,7 +88,7 @@ fn on_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Re
 async fn run(args: Run) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(args.node_name()));
     let picture = Picture::new();
     let listener = match TcpListener::bind(args.http_address).await {
         // A host without IPv6 at all: the wildcard of the other family is meant as well.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{GpuSample, NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::facts::{GpuSample, NvmlState, NvmlStatus, Round, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
@@ -148,6 +148,7 @@ impl Observer {
             if changed {
                 tracing::info!(state = %status.state, message = status.message, "NVML");
                 state.samples.clear();
+                state.checks.clear();
                 facts_changed(state, revision, now);
             }
             changed
@@ -192,6 +193,7 @@ impl Observer {
                         // Both reports of one fault count for health: the second may tell more.
                         state.tracker.on_event(&event, now);
                         if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
+                            state.xids.on_event(&event, now);
                             state.ring.push(event, now);
                             revision.events += 1;
                         }
@@ -280,10 +282,7 @@ impl Observer {
                         if slow {
                             slow_at = self.picture.now() + SLOW_CHECKS;
                         }
-                        self.picture.update(|state, _, now| {
-                            state.tracker.on_checks(answer.found.gpus, now);
-                            state.tracker.on_node_checks(&answer.found.node, now);
-                        });
+                        self.on_checks(answer.found);
                     } else {
                         self.on_state(answer.status);
                     }
@@ -335,6 +334,16 @@ impl Observer {
         });
     }
 
+    fn on_checks(&self, found: Round) {
+        self.picture.update(|state, _, now| {
+            let by_gpu = found.gpus.iter().map(|c| (c.uuid.clone(), (c.clone(), now)));
+            state.checks = by_gpu.collect();
+            state.checked = Some(now);
+            state.tracker.on_checks(found.gpus, now);
+            state.tracker.on_node_checks(&found.node, now);
+        });
+    }
+
     async fn read(&self) {
         match self.probe.sample().await {
             Ok(answer) => self.on_readings(answer),
@@ -361,6 +370,7 @@ impl Observer {
                 state.pods.attach(sample, now);
             }
             state.samples = samples.into_iter().map(|s| (s.uuid.clone(), (s, now))).collect();
+            state.sampled = Some(now);
             let samples = state.samples.values().map(|(sample, _)| sample);
             state.tracker.on_samples(samples, now);
             revision.samples += 1;

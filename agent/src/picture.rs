@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use berth_core::facts::{GpuSample, NodeFacts};
+use berth_core::facts::{GpuChecks, GpuSample, NodeFacts};
 use berth_core::health::{GpuHealth, NodeHealth, Recent, Tracker};
 use tokio::sync::watch;
 
 use crate::facts::Facts;
 use crate::pods::Pods;
 use crate::ring::Ring;
+use crate::xids::Xids;
 
 /// Counts of changes: what a session has sent is compared with these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +51,14 @@ pub struct State {
     pub samples: BTreeMap<String, (GpuSample, Duration)>,
     /// Who uses the GPUs. The readings have it on them.
     pub pods: Pods,
+    /// When a round of readings came in last; it is kept while NVML is away.
+    pub sampled: Option<Duration>,
+    /// What the health checks read, by UUID, with the time it came in. Empty while NVML is away.
+    pub checks: BTreeMap<String, (GpuChecks, Duration)>,
+    /// When a round of checks came in last; it is kept while NVML is away.
+    pub checked: Option<Duration>,
+    /// XIDs so far.
+    pub xids: Xids,
     /// Calls that the probe left behind.
     pub stuck_calls: u32,
     /// Health as of the last change of its revision.

@@ -15,6 +15,7 @@ pub struct Ring {
     events: VecDeque<(u64, GpuEvent, Duration)>,
     last: u64,
     lost: u64,
+    dropped: u64,
 }
 
 /// What one message carries, and what its acknowledgement will be about.
@@ -32,6 +33,7 @@ impl Ring {
         if self.events.len() == CAPACITY {
             self.events.pop_front();
             self.lost += 1;
+            self.dropped += 1;
         }
         self.last += 1;
         let at = now.saturating_sub(event.age);
@@ -54,6 +56,16 @@ impl Ring {
             lost: self.lost,
         };
         (!events.is_empty()).then_some((events, sent))
+    }
+
+    /// Events that wait.
+    pub fn waiting(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Losses so far, whoever knows of them.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Forgets what the other side has.
@@ -110,5 +122,6 @@ mod tests {
         ring.acknowledged(sent);
         let (events, sent) = ring.after(0, s(0)).unwrap();
         assert_eq!((events.len(), sent.lost), (1, 1));
+        assert_eq!((ring.waiting(), ring.dropped()), (1, 4));
     }
 }

@@ -302,6 +302,28 @@ pub struct GpuSample {
     pub clocks_event_reasons: Option<u64>,
     /// Compute processes on the GPU.
     pub compute_processes: Option<u32>,
+    /// Bytes that the driver keeps for itself.
+    pub memory_reserved_bytes: Option<u64>,
+    /// Degrees Celsius. Source: field 82.
+    pub memory_temperature_c: Option<u32>,
+    /// Millijoules since the driver was loaded. Source: field 83.
+    pub energy_mj: Option<u64>,
+    /// Data over all links, both directions, since the sample before. Source: fields 138 and 139.
+    pub nvlink_bytes_per_second: Option<u64>,
+    /// Graphics or compute engine active, in parts per million of the time since the sample before. Source, as of all below: NVML GPM.
+    pub graphics_active_ppm: Option<u32>,
+    /// Multiprocessors with work, in parts per million.
+    pub sm_active_ppm: Option<u32>,
+    /// Resident warps, in parts per million of the most there can be.
+    pub sm_occupancy_ppm: Option<u32>,
+    /// Tensor cores active, in parts per million.
+    pub tensor_active_ppm: Option<u32>,
+    /// Memory bandwidth, in parts per million of the most there can be.
+    pub dram_active_ppm: Option<u32>,
+    /// PCIe, from the GPU.
+    pub pcie_tx_bytes_per_second: Option<u64>,
+    /// PCIe, to the GPU.
+    pub pcie_rx_bytes_per_second: Option<u64>,
     /// Pods that hold the device or run on it, by name, each once. With `pods_state` other than [`PodsState::Known`] these are not all.
     pub pods: Vec<PodUse>,
     /// Whether `pods` is the whole answer.
@@ -418,6 +440,12 @@ pub struct GpuChecks {
     pub thermal_violation_ns: Option<u64>,
     /// The driver stays initialised when nobody uses the GPU. Source: `nvmlDeviceGetPersistenceMode`.
     pub persistence_mode: Option<bool>,
+    /// Percent of time that encoders worked. Source: `nvmlDeviceGetEncoderUtilization`; not to be had of a GPU in MIG mode.
+    pub encoder_utilization: Option<u32>,
+    /// Percent of time that decoders worked. Source: `nvmlDeviceGetDecoderUtilization`; as above.
+    pub decoder_utilization: Option<u32>,
+    /// A virtual GPU has its licence; `None`: none is needed. Source: `nvmlDeviceGetGridLicensableFeatures_v4`.
+    pub vgpu_licensed: Option<bool>,
     /// C names of calls that gave no answer this time, and may the next.
     pub unclear: Vec<String>,
 }

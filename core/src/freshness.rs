@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const SAMPLE_STALE: Duration = Duration::from_secs(5);
 /// What the kubelet said of who holds which device longer ago than this is not known any more.
 pub const PODS_STALE: Duration = Duration::from_secs(15);
+/// A reading of the health checks, which are made every 15 s, older than this does not count as live.
+pub const CHECKS_STALE: Duration = Duration::from_secs(45);
 /// A node whose agent was silent for longer takes no managed pod that asks for live facts.
 pub const NODE_SILENT: Duration = Duration::from_secs(15);
 /// After this silence of its agent a node's `GPUReady` becomes Unknown.

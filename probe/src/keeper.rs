@@ -370,7 +370,7 @@ impl Keeper {
         let asked = worker
             .ask(allowed, allowed, move |slot, clock| {
                 clock.run("nvmlShutdown", || *slot = None);
-                let session = Session::open(&candidates, clock)?;
+                let mut session = Session::open(&candidates, clock)?;
                 // "Ready" is a promise: the readings must come, too, before it is given (again).
                 session.sample(clock)?;
                 let watcher = Watcher::start(&session, clock, feed).unwrap_or_else(|error| {

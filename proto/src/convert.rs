@@ -446,6 +446,17 @@ impl From<facts::GpuSample> for v1::GpuSample {
             pods_state: pods::state(s.pods_state).into(),
             pods_age_ms: s.pods_age.map(ms),
             units_left: s.units_left,
+            memory_reserved_bytes: s.memory_reserved_bytes,
+            memory_temperature_c: s.memory_temperature_c,
+            energy_mj: s.energy_mj,
+            nvlink_bytes_per_second: s.nvlink_bytes_per_second,
+            graphics_active_ppm: s.graphics_active_ppm,
+            sm_active_ppm: s.sm_active_ppm,
+            sm_occupancy_ppm: s.sm_occupancy_ppm,
+            tensor_active_ppm: s.tensor_active_ppm,
+            dram_active_ppm: s.dram_active_ppm,
+            pcie_tx_bytes_per_second: s.pcie_tx_bytes_per_second,
+            pcie_rx_bytes_per_second: s.pcie_rx_bytes_per_second,
         }
     }
 }
@@ -471,6 +482,17 @@ impl From<v1::GpuSample> for facts::GpuSample {
             pods: s.pods.into_iter().map(Into::into).collect(),
             pods_age: s.pods_age_ms.map(Duration::from_millis),
             units_left: s.units_left,
+            memory_reserved_bytes: s.memory_reserved_bytes,
+            memory_temperature_c: s.memory_temperature_c,
+            energy_mj: s.energy_mj,
+            nvlink_bytes_per_second: s.nvlink_bytes_per_second,
+            graphics_active_ppm: s.graphics_active_ppm,
+            sm_active_ppm: s.sm_active_ppm,
+            sm_occupancy_ppm: s.sm_occupancy_ppm,
+            tensor_active_ppm: s.tensor_active_ppm,
+            dram_active_ppm: s.dram_active_ppm,
+            pcie_tx_bytes_per_second: s.pcie_tx_bytes_per_second,
+            pcie_rx_bytes_per_second: s.pcie_rx_bytes_per_second,
         }
     }
 }
@@ -502,6 +524,9 @@ impl From<facts::GpuChecks> for probe::GpuChecks {
             thermal_violation_ns: c.thermal_violation_ns,
             persistence_mode: c.persistence_mode,
             unclear: c.unclear,
+            encoder_utilization: c.encoder_utilization,
+            decoder_utilization: c.decoder_utilization,
+            vgpu_licensed: c.vgpu_licensed,
             remapped_rows: c.remapped_rows.map(|r| probe::RemappedRows {
                 correctable: r.correctable,
                 uncorrectable: r.uncorrectable,
@@ -552,6 +577,9 @@ impl From<probe::GpuChecks> for facts::GpuChecks {
             thermal_violation_ns: c.thermal_violation_ns,
             persistence_mode: c.persistence_mode,
             unclear: c.unclear,
+            encoder_utilization: c.encoder_utilization,
+            decoder_utilization: c.decoder_utilization,
+            vgpu_licensed: c.vgpu_licensed,
             remapped_rows: c.remapped_rows.map(|r| facts::RemappedRows {
                 correctable: r.correctable,
                 uncorrectable: r.uncorrectable,

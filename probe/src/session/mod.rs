@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open ─► gpu (facts, once) ─► mig, fabric
-//!              └─► sample (every second) and checks (every 15 s), by the handles found
+//!              └─► sample (every second, gpm and history with it) and checks (every 15 s), by the handles found
 //! ```
 //!
 //! Everything here runs on a worker thread, and every call into the library goes through the thread's [`CallClock`]; [`told`] says what an
@@ -10,14 +10,17 @@
 
 mod checks;
 mod fabric;
+mod fields;
+mod gpm;
 mod gpu;
+mod history;
 mod mig;
 mod processes;
 mod profile;
 mod sample;
 mod told;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,11 +33,14 @@ use crate::processes::OnGpu;
 use crate::worker::CallClock;
 use checks::{ConfidentialCompute, Limits};
 use gpu::Known;
+use history::History;
 pub(crate) use told::{Broken, raw};
 use told::{Stop, Told, broken, call};
 
 /// A library that is loaded and initialised. Dropping the last clone of `nvml` closes it.
 pub struct Session {
+    /// By UUID. First, so that it is dropped before the library is: it holds buffers of it.
+    histories: BTreeMap<String, History>,
     /// The library.
     pub nvml: Arc<Nvml>,
     /// Its path.
@@ -98,6 +104,7 @@ impl Session {
             }
         })?;
         let mut session = Self {
+            histories: BTreeMap::new(),
             nvml: Arc::new(nvml),
             library: library.into(),
             driver: None,
@@ -146,6 +153,10 @@ impl Session {
             }
         }
         self.gpus = gpus;
+        let listed = |uuid: &String| self.gpus.iter().any(|known| known.facts.uuid == *uuid);
+        if !self.histories.keys().all(listed) {
+            clock.run("nvmlGpmSampleFree", || self.histories.retain(|uuid, _| listed(uuid)));
+        }
         match unclear.pop() {
             // Not one GPU's trouble: a fresh session may get an answer.
             Some(why) if unclear.len() + 1 == count as usize => return Err(why),
@@ -238,11 +249,12 @@ impl Session {
     }
 
     /// Reads what every GPU is doing.
-    pub fn sample(&self, clock: &CallClock) -> Result<Readings, Broken> {
+    pub fn sample(&mut self, clock: &CallClock) -> Result<Readings, Broken> {
         let mut readings = Readings::default();
         for known in &self.gpus {
             let at = Instant::now();
-            match known.sample(&self.nvml, clock) {
+            let history = self.histories.entry(known.facts.uuid.clone()).or_default();
+            match known.sample(&self.nvml, history, clock) {
                 Ok(samples) => readings.samples.extend(samples.into_iter().map(|sample| (sample, at))),
                 Err(Stop::Lost(error)) => readings.lost.push((known.facts.uuid.clone(), error)),
                 Err(Stop::Broken(broken)) => return Err(broken),

@@ -1,6 +1,6 @@
 //! The parts that exist: what NVML and PCI say of each.
 
-use crate::state::{Checks, Clocks, Driver, Fabric, Gpu, Mig, MigDevice, State, Utilization};
+use crate::state::{Activity, Checks, Clocks, Driver, Fabric, Gpu, Mig, MigDevice, State, Utilization};
 
 const MIB: u64 = 1 << 20;
 
@@ -113,7 +113,15 @@ pub const MODELS: [Model; 7] = [
     },
 ];
 
+/// From this compute capability on there is GPM.
+const HOPPER: (u32, u32) = (9, 0);
+
 impl Model {
+    /// Whether its memory has a sensor: the parts that also have MIG.
+    fn has_hbm(&self) -> bool {
+        self.mig
+    }
+
     /// The part of this key.
     pub fn find(key: &str) -> Option<&'static Self> {
         MODELS.iter().find(|m| m.key == key)
@@ -146,6 +154,13 @@ impl Model {
             temperature_c: Some(31),
             clocks: Some(Clocks { sm: 345, memory: 1593 }),
             clocks_event_reasons: Some(0x1),
+            memory_temperature_c: self.has_hbm().then_some(38),
+            energy_mj: Some(1_000_000),
+            encoder_utilization: Some(0),
+            decoder_utilization: Some(0),
+            nvlink_kib: self.fabric.then_some((0, 0)),
+            vgpu_licensed: None,
+            activity: (self.compute_capability >= HOPPER).then(Activity::default),
             processes: Vec::new(),
             recovery_action: None,
             checks: Checks::default(),
@@ -243,6 +258,7 @@ impl Gpu {
                 encoders: 0,
                 jpeg_engines: row.5,
                 ofa_engines: row.6,
+                activity: Activity::default(),
             });
         }
         self.mig = Some(Mig {

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// Environment variable that names the state file.
 pub const STATE_ENV: &str = "FAKE_NVML_STATE";
 
+/// Environment variable that names a file to which every call appends its name as a line; unset: none does.
+pub const CALLS_ENV: &str = "FAKE_NVML_CALLS";
+
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,6 +116,27 @@ pub struct Gpu {
     /// NVML's clocks-event-reasons mask.
     #[serde(default = "idle::clocks_event_reasons")]
     pub clocks_event_reasons: Option<u64>,
+    /// Degrees Celsius of the memory (field 82); parts without HBM do not tell.
+    #[serde(default)]
+    pub memory_temperature_c: Option<u32>,
+    /// Millijoules so far (field 83).
+    #[serde(default)]
+    pub energy_mj: Option<u64>,
+    /// Percent of time that encoders worked. Not told in MIG mode, whatever it is.
+    #[serde(default)]
+    pub encoder_utilization: Option<u32>,
+    /// The same of decoders.
+    #[serde(default)]
+    pub decoder_utilization: Option<u32>,
+    /// KiB sent and received over all NVLinks so far (fields 138 and 139).
+    #[serde(default)]
+    pub nvlink_kib: Option<(u64, u64)>,
+    /// Whether a virtual GPU has its licence; absent: it needs none.
+    #[serde(default)]
+    pub vgpu_licensed: Option<bool>,
+    /// Activity; absent: the part has no GPM (older than Hopper).
+    #[serde(default)]
+    pub activity: Option<Activity>,
     /// Compute processes.
     #[serde(default)]
     pub processes: Vec<Process>,
@@ -171,6 +195,26 @@ impl Gpu {
             kind,
         });
     }
+}
+
+/// What GPM answers. Its values are those of the later of the two samples that are asked about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Activity {
+    /// Percent of time that the graphics or compute engine was active.
+    pub graphics: f64,
+    /// Percent of multiprocessors with work.
+    pub sm: f64,
+    /// Percent of the warps that there can be.
+    pub occupancy: f64,
+    /// Percent of time that tensor cores worked.
+    pub tensor: f64,
+    /// Percent of memory bandwidth.
+    pub dram: f64,
+    /// MiB/s from the GPU.
+    pub pcie_tx_mib: f64,
+    /// MiB/s to the GPU.
+    pub pcie_rx_mib: f64,
 }
 
 /// What the health checks read; by default that of a sound GPU with ECC and without NVLink. `null`: NOT_SUPPORTED.
@@ -343,7 +387,7 @@ pub struct Process {
 }
 
 /// MIG mode and instances.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mig {
     /// Mode now.
@@ -358,7 +402,7 @@ pub struct Mig {
 }
 
 /// One MIG device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigDevice {
     /// `MIG-…`.
@@ -395,6 +439,9 @@ pub struct MigDevice {
     /// Optical-flow engines.
     #[serde(default)]
     pub ofa_engines: u32,
+    /// Activity of its GPU instance, where the part has GPM.
+    #[serde(default)]
+    pub activity: Activity,
 }
 
 /// NVLink fabric registration.

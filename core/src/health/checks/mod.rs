@@ -73,6 +73,10 @@ impl Observed {
             temperature_margin_c,
             thermal_violation_ns,
             persistence_mode,
+            // Metrics alone show these.
+            encoder_utilization: _,
+            decoder_utilization: _,
+            vgpu_licensed: _,
             unclear,
         } = new;
         let unclear = |call: &str| unclear.iter().any(|u| u == call);

@@ -10,7 +10,8 @@ use nvml_wrapper_sys::bindings::field_id::{
 };
 use nvml_wrapper_sys::bindings::{nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t};
 
-use super::{Asked, Stop, fields, raw};
+use super::{Asked, Stop, raw};
+use crate::session::fields::{self, NO_SCOPE};
 
 /// NVML_NVLINK_MAX_LINKS
 const MOST_LINKS: u32 = 18;
@@ -18,12 +19,13 @@ const MOST_LINKS: u32 = 18;
 pub(super) fn read(asked: &mut Asked<'_>, on_fabric: bool, checks: &mut GpuChecks) -> Result<(), Stop> {
     let links = links(asked)?;
     checks.nvlinks_up = links.map(|links| links.up);
-    let mut wanted = vec![(RECOVERY_ACTION, 0)];
+    let mut wanted = vec![(RECOVERY_ACTION, NO_SCOPE)];
     if let Some(links) = links {
-        wanted.extend([(CRC_ERRORS, 0), (RECOVERIES, 0)]);
+        wanted.extend([(CRC_ERRORS, NO_SCOPE), (RECOVERIES, NO_SCOPE)]);
         wanted.extend((0..links.all).map(|link| (FAILED_RECOVERIES, link)));
     }
-    let mut values = fields::read(asked, &wanted)?.into_iter();
+    let told = fields::ask(asked.nvml, asked.device, &wanted, asked.clock);
+    let mut values = asked.value("nvmlDeviceGetFieldValues", told)?.into_iter().flatten();
     let mut next = || values.next().flatten();
     checks.recovery_action = next().and_then(|n| u32::try_from(n).ok());
     checks.nvlink_crc_errors = next();

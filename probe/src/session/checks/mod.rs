@@ -8,11 +8,11 @@
 
 mod clocks;
 mod confidential;
-mod fields;
 mod limits;
 mod links;
 mod memory;
 mod pcie;
+mod usage;
 
 use berth_core::facts::GpuChecks;
 use nvml_wrapper::Nvml;
@@ -88,6 +88,7 @@ pub(super) fn read(
     links::read(&mut asked, on_fabric, &mut checks)?;
     pcie::read(&mut asked, limits, &mut checks)?;
     clocks::read(&mut asked, limits, &mut checks)?;
+    usage::read(&mut asked, &mut checks)?;
     checks.persistence_mode = number!(asked, nvmlDeviceGetPersistenceMode(), DISABLED).map(|mode| mode == ENABLED);
     checks.unclear = asked.unclear.into_iter().map(Into::into).collect();
     Ok(checks)

@@ -188,14 +188,21 @@ pub extern "C" fn nvmlDeviceGetGpuFabricInfoV(device: nvmlDevice_t, info: *mut n
 /// NVML's field ids that are answered here.
 mod field {
     pub(super) use nvml_wrapper_sys::bindings::field_id::{
-        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION as RECOVERY_ACTION,
+        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION as RECOVERY_ACTION, NVML_FI_DEV_MEMORY_TEMP as MEMORY_TEMPERATURE,
         NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS as NVLINK_FAILED_RECOVERIES,
         NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL as NVLINK_CRC_ERRORS,
-        NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL as NVLINK_RECOVERIES, NVML_FI_DEV_POWER_INSTANT as POWER_INSTANT,
-        NVML_FI_DEV_REMAPPED_COR as REMAPPED_CORRECTABLE, NVML_FI_DEV_REMAPPED_FAILURE as REMAPPED_FAILURE,
-        NVML_FI_DEV_REMAPPED_PENDING as REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC as REMAPPED_UNCORRECTABLE,
+        NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL as NVLINK_RECOVERIES,
+        NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX as NVLINK_RECEIVED, NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX as NVLINK_SENT,
+        NVML_FI_DEV_POWER_INSTANT as POWER_INSTANT, NVML_FI_DEV_REMAPPED_COR as REMAPPED_CORRECTABLE,
+        NVML_FI_DEV_REMAPPED_FAILURE as REMAPPED_FAILURE, NVML_FI_DEV_REMAPPED_PENDING as REMAPPED_PENDING,
+        NVML_FI_DEV_REMAPPED_UNC as REMAPPED_UNCORRECTABLE, NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION as ENERGY,
     };
 }
+
+/// Fields of 64 bits; the others have 32.
+const WIDE: [c_uint; 3] = [field::ENERGY, field::NVLINK_SENT, field::NVLINK_RECEIVED];
+/// The scope of an NVLink field that means all links together.
+const ALL_LINKS: c_uint = c_uint::MAX;
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetFieldValues(
@@ -207,17 +214,21 @@ pub extern "C" fn nvmlDeviceGetFieldValues(
         for n in 0..usize::try_from(count).map_err(|_| INVALID)? {
             let slot = values.wrapping_add(n);
             let mut answer = take(slot)?;
-            let value = match answer.fieldId {
-                field::RECOVERY_ACTION => v.gpu.recovery_action,
-                field::NVLINK_CRC_ERRORS => v.gpu.checks.nvlink_crc_errors,
-                field::NVLINK_RECOVERIES => v.gpu.checks.nvlink_recoveries,
+            let value: Option<u64> = match answer.fieldId {
+                field::RECOVERY_ACTION => v.gpu.recovery_action.map(Into::into),
+                field::NVLINK_CRC_ERRORS => v.gpu.checks.nvlink_crc_errors.map(Into::into),
+                field::NVLINK_RECOVERIES => v.gpu.checks.nvlink_recoveries.map(Into::into),
                 // All of them are of the first link.
                 field::NVLINK_FAILED_RECOVERIES => v
                     .gpu
                     .checks
                     .nvlink_failed_recoveries
-                    .map(|n| if answer.scopeId == 0 { n } else { 0 }),
-                field::POWER_INSTANT => v.gpu.power_mw,
+                    .map(|n| if answer.scopeId == 0 { n.into() } else { 0 }),
+                field::POWER_INSTANT => v.gpu.power_mw.map(Into::into),
+                field::MEMORY_TEMPERATURE => v.gpu.memory_temperature_c.map(Into::into),
+                field::ENERGY => v.gpu.energy_mj,
+                field::NVLINK_SENT if answer.scopeId == ALL_LINKS => v.gpu.nvlink_kib.map(|n| n.0),
+                field::NVLINK_RECEIVED if answer.scopeId == ALL_LINKS => v.gpu.nvlink_kib.map(|n| n.1),
                 field::REMAPPED_CORRECTABLE
                 | field::REMAPPED_UNCORRECTABLE
                 | field::REMAPPED_PENDING
@@ -225,9 +236,15 @@ pub extern "C" fn nvmlDeviceGetFieldValues(
                 _ => None,
             };
             answer.latencyUsec = 0;
-            answer.valueType = nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT;
             answer.nvmlReturn = value.map_or(NOT_SUPPORTED, |_| nvmlReturn_enum_NVML_SUCCESS);
-            answer.value.uiVal = value.unwrap_or(0);
+            let value = value.unwrap_or(0);
+            if WIDE.contains(&answer.fieldId) {
+                answer.valueType = nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
+                answer.value.ullVal = value;
+            } else {
+                answer.valueType = nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT;
+                answer.value.uiVal = value as c_uint;
+            }
             put(slot, answer)?;
         }
         Ok(())

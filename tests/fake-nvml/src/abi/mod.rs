@@ -6,6 +6,7 @@
 
 mod device;
 mod events;
+mod gpm;
 mod health;
 mod mig;
 mod readings;

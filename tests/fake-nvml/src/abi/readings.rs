@@ -6,7 +6,7 @@ use nvml_wrapper_sys::bindings::*;
 
 use super::{Answer, INVALID, NOT_SUPPORTED, put, put_some, struct_version, take};
 use crate::live::{View, on_device};
-use crate::state::Process;
+use crate::state::{Gpu, Process};
 
 /// (total, reserved, used, free)
 fn memory(v: &View<'_>) -> (u64, u64, u64, u64) {
@@ -85,6 +85,76 @@ pub extern "C" fn nvmlDeviceGetUtilizationRates(device: nvmlDevice_t, rates: *mu
 pub extern "C" fn nvmlDeviceGetPowerUsage(device: nvmlDevice_t, milliwatts: *mut c_uint) -> nvmlReturn_t {
     on_device("nvmlDeviceGetPowerUsage", device, |v| {
         put_some(milliwatts, v.gpu.power_mw)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetTotalEnergyConsumption(
+    device: nvmlDevice_t,
+    millijoules: *mut c_ulonglong,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetTotalEnergyConsumption", device, |v| {
+        put_some(millijoules, v.gpu.energy_mj)
+    })
+}
+
+/// A utilisation that a GPU in MIG mode, or a part of it, does not tell.
+fn coder(
+    function: &str,
+    device: nvmlDevice_t,
+    percent: *mut c_uint,
+    period_us: *mut c_uint,
+    of: impl FnOnce(&Gpu) -> Option<u32>,
+) -> nvmlReturn_t {
+    on_device(function, device, |v| {
+        if v.mig.is_some() || v.gpu.mig.as_ref().is_some_and(|m| m.enabled) {
+            return Err(NOT_SUPPORTED);
+        }
+        put_some(percent, of(v.gpu))?;
+        put(period_us, 167_000)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetEncoderUtilization(
+    device: nvmlDevice_t,
+    percent: *mut c_uint,
+    period_us: *mut c_uint,
+) -> nvmlReturn_t {
+    coder("nvmlDeviceGetEncoderUtilization", device, percent, period_us, |g| {
+        g.encoder_utilization
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetDecoderUtilization(
+    device: nvmlDevice_t,
+    percent: *mut c_uint,
+    period_us: *mut c_uint,
+) -> nvmlReturn_t {
+    coder("nvmlDeviceGetDecoderUtilization", device, percent, period_us, |g| {
+        g.decoder_utilization
+    })
+}
+
+/// One feature, that of a virtual GPU, where there is any.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceGetGridLicensableFeatures_v4(
+    device: nvmlDevice_t,
+    features: *mut nvmlGridLicensableFeatures_t,
+) -> nvmlReturn_t {
+    on_device("nvmlDeviceGetGridLicensableFeatures_v4", device, |v| {
+        let mut answer = take(features)?;
+        answer.isGridLicenseSupported = 0;
+        answer.licensableFeaturesCount = 0;
+        if let Some(licensed) = v.gpu.vgpu_licensed {
+            answer.isGridLicenseSupported = 1;
+            answer.licensableFeaturesCount = 1;
+            answer.gridLicensableFeatures[0].featureCode =
+                nvmlGridLicenseFeatureCode_t_NVML_GRID_LICENSE_FEATURE_CODE_VGPU;
+            answer.gridLicensableFeatures[0].featureState = licensed.into();
+        }
+        put(features, answer)
     })
 }
 

@@ -23,9 +23,8 @@ unsupported! {
     nvmlDeviceGetBrand nvmlDeviceGetArchitecture nvmlDeviceGetBoardId nvmlDeviceGetBoardPartNumber nvmlDeviceGetModuleId
     nvmlDeviceGetNumaNodeId nvmlDeviceGetNumGpuCores nvmlDeviceGetAddressingMode nvmlDeviceGetPlatformInfo
     nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetMemoryBusWidth
-    nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization
     nvmlDeviceGetPowerManagementLimit nvmlDeviceGetPowerManagementLimitConstraints nvmlDeviceGetEnforcedPowerLimit
-    nvmlDeviceGetTotalEnergyConsumption nvmlDeviceGetPerformanceState nvmlDeviceGetFanSpeed_v2
+    nvmlDeviceGetPerformanceState nvmlDeviceGetFanSpeed_v2
     nvmlDeviceGetNumFans nvmlDeviceGetSamples nvmlDeviceGetSupportedClocksThrottleReasons
     nvmlDeviceGetEccMode nvmlDeviceGetMemoryErrorCounter nvmlDeviceGetDetailedEccErrors
     nvmlDeviceGetRetiredPages_v2
@@ -38,6 +37,5 @@ unsupported! {
     nvmlSystemEventSetCreate nvmlSystemEventSetFree nvmlSystemRegisterEvents nvmlSystemEventSetWait
     nvmlDeviceGetInforomVersion nvmlDeviceGetInforomImageVersion
     nvmlDeviceGetInforomConfigurationChecksum nvmlDeviceGetGspFirmwareVersion nvmlDeviceGetGspFirmwareMode
-    nvmlDeviceGetVirtualizationMode nvmlGpmQueryDeviceSupport nvmlGpmSampleAlloc nvmlGpmSampleFree nvmlGpmSampleGet
-    nvmlGpmMigSampleGet nvmlGpmMetricsGet
+    nvmlDeviceGetVirtualizationMode
 }
