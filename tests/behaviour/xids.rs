@@ -35,7 +35,10 @@ async fn expect(f: &Fixture, node: &str, status: &str, reason: &str) -> anyhow::
     eventually(&format!("{node} is {status}, {reason}"), SOON, async || {
         let node = Api::<Node>::all(f.client()).get(node).await?;
         let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
-        let is = conditions.into_iter().find(|c| c.type_ == NVIDIA).context("no such condition")?;
+        let is = conditions
+            .into_iter()
+            .find(|c| c.type_ == NVIDIA)
+            .context("no such condition")?;
         ensure!((&*is.status, is.reason.as_deref()) == (status, Some(reason)), "{is:?}");
         Ok(is)
     })
@@ -45,7 +48,10 @@ async fn expect(f: &Fixture, node: &str, status: &str, reason: &str) -> anyhow::
 async fn expect_event(f: &Fixture, node: &str, reason: &str, words: &str) -> anyhow::Result<()> {
     eventually(&format!("an Event {reason} of {words}"), SOON, async || {
         let all = f.events_in("default", "Node", node).await?;
-        ensure!(all.iter().any(|e| e.reason == reason && e.message.contains(words)), "{all:?}");
+        ensure!(
+            all.iter().any(|e| e.reason == reason && e.message.contains(words)),
+            "{all:?}"
+        );
         Ok(())
     })
     .await
@@ -116,10 +122,12 @@ async fn slice(f: Fixture) -> anyhow::Result<()> {
         .patch_status("h100-0", &PatchParams::default(), &Patch::Merge(status))
         .await?;
     let ns = f.namespace("slices").await?;
-    let of_profile = |profile: &str| json!({"accelerator": {"interface": "CUDA", "class": "h100", "migProfile": profile}});
+    let of_profile =
+        |profile: &str| json!({"accelerator": {"interface": "CUDA", "class": "h100", "migProfile": profile}});
     f.apply_vllm(&ns, "large", of_profile("3g.40gb")).await?;
     f.apply_vllm(&ns, "small", of_profile("1g.10gb")).await?;
-    f.expect_condition(&ns, "large", "Placed", ("True", "AllPlaced")).await?;
+    f.expect_condition(&ns, "large", "Placed", ("True", "AllPlaced"))
+        .await?;
     let said = f.expect_condition(&ns, "small", "Placed", ("False", "NoFit")).await?;
     ensure!(said.contains(&ill), "{said}");
 
@@ -138,6 +146,7 @@ async fn slice(f: Fixture) -> anyhow::Result<()> {
         state.gpus[0].push_mig_change();
         Ok(())
     })?;
-    f.expect_condition(&ns, "small", "Placed", ("True", "AllPlaced")).await?;
+    f.expect_condition(&ns, "small", "Placed", ("True", "AllPlaced"))
+        .await?;
     f.delete_namespace(&ns).await
 }

@@ -120,7 +120,11 @@ mod tests {
         ] {
             let mut recent = Recent::default();
             assert!(recent.is_new(&of("nvml", first), Duration::ZERO));
-            assert_eq!(recent.is_new(&of("kmsg", second), Duration::ZERO), new, "{first:?} {second:?}");
+            assert_eq!(
+                recent.is_new(&of("kmsg", second), Duration::ZERO),
+                new,
+                "{first:?} {second:?}"
+            );
         }
     }
 
