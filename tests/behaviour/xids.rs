@@ -89,7 +89,13 @@ async fn rows(f: Fixture) -> anyhow::Result<()> {
         }
     }
     f.cluster.node("l40s-0")?.set_driver(false).await?;
-    expect(&f, "l40s-0", "False", "DriverNotLoaded").await?;
+    eventually("the driver to be gone", SOON, async || {
+        let nodes = f.controller_json("/nodes").await?;
+        let nvml = &nodes["l40s-0"]["agent"]["nvml"];
+        ensure!(nvml == "NoLibrary", "{nvml}");
+        Ok(())
+    })
+    .await?;
     f.cluster.node("l40s-0")?.set_driver(true).await?;
     expect(&f, "l40s-0", "True", "AllGPUsReady").await?;
     expect_event(&f, "l40s-0", "GPUsReady", "").await

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::facts::{GpuEvent, GpuEventKind};
+use crate::facts::{GpuEvent, GpuEventKind, MigInstance};
 
 /// Two sources tell of one fault within this time.
 const WINDOW: Duration = Duration::from_secs(2);
@@ -18,6 +18,7 @@ pub struct Recent(VecDeque<Seen>);
 struct Seen {
     xid: u64,
     slot: Option<String>,
+    instance: Option<MigInstance>,
     from_nvml: bool,
     happened: Duration,
 }
@@ -36,12 +37,15 @@ impl Recent {
         let seen = Seen {
             xid,
             slot,
+            instance: event.instance,
             from_nvml: event.source == crate::facts::SOURCE_NVML,
             happened: now.saturating_sub(event.age),
         };
         let twin = self.0.iter().position(|s| {
             s.xid == seen.xid
                 && s.slot == seen.slot
+                // Where only one names an instance it may be the same all the same.
+                && s.instance.zip(seen.instance).is_none_or(|(a, b)| a.gpu == b.gpu)
                 && s.from_nvml != seen.from_nvml
                 && s.happened.abs_diff(seen.happened) <= WINDOW
         });
@@ -99,6 +103,28 @@ mod tests {
             ),
         ] {
             assert_eq!(recent.is_new(&event, s(at)), new, "{what}");
+        }
+    }
+
+    #[test]
+    fn faults_of_two_mig_instances_are_two() {
+        let of = |source: &str, gpu: Option<u32>| GpuEvent {
+            instance: gpu.map(|gpu| MigInstance { gpu, compute: None }),
+            ..event(31, source, "0000:3b:00", 0)
+        };
+        for (first, second, new) in [
+            (Some(1), Some(1), false),
+            (Some(1), Some(2), true),
+            (Some(1), None, false),
+            (None, Some(1), false),
+        ] {
+            let mut recent = Recent::default();
+            assert!(recent.is_new(&of("nvml", first), Duration::ZERO));
+            assert_eq!(
+                recent.is_new(&of("kmsg", second), Duration::ZERO),
+                new,
+                "{first:?} {second:?}"
+            );
         }
     }
 

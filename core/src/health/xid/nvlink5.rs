@@ -213,6 +213,40 @@ mod tests {
         }
     }
 
+    /// One line of each unit, in either layout, as the driver writes it.
+    #[test]
+    fn lines_of_the_driver() {
+        for (xid, driver, intr_info, status, want) in [
+            (144, 570, 0x0000_0021, 0x02, Reset),
+            (144, 580, 0x0000_0001, 0x10, Reset),
+            (144, 580, 0x0000_0001, 0x20, Ignore),
+            (145, 580, 0x0000_0003, 0x8000_0000, Ignore),
+            (145, 570, 0x0000_0082, 0x40, Reset),
+            (145, 580, 0x0000_0004, 0x01, AsRecommended),
+            (145, 580, 0x0000_0005, 0x02, Reset),
+            (145, 570, 0x0000_04c2, 0x01, Reset),
+            (145, 570, 0x0000_00c2, 0x01, Ignore),
+            (145, 580, 0x0000_0086, 0x04, Reset),
+            (145, 580, 0x0000_0006, 0x04, Ignore),
+            (145, 570, 0x0000_00e2, 0x08, AsRecommended),
+            (145, 580, 0x0000_0008, 0x10_0000, Reset),
+            (146, 570, 0x0000_0143, 0x04, Reset),
+            (146, 580, 0x0000_000d, 0x02, Ignore),
+            (147, 580, 0x0000_000e, 0x01, Ignore),
+            (148, 570, 0x0000_0005, 0x8000_0000, Ignore),
+            (149, 570, 0x0000_0006, 0x77, Reset),
+            (149, 580, 0x0240_0011, 0x00, Reset),
+            (149, 580, 0x0280_0011, 0x00, Ignore),
+            (149, 570, 0x0000_0226, 0x03, Ignore),
+            (149, 580, 0x0000_0014, 0x04, Reset),
+            (149, 580, 0x0000_0014, 0x03, Ignore),
+            (150, 580, 0x0000_0000, 0xffff_ffff, Reset),
+        ] {
+            let is = decode(xid, &text("UNIT", intr_info, status), Some(driver)).map(|(action, _)| action);
+            assert_eq!(is, Some(want), "{xid} R{driver} {intr_info:#x} {status:#x}");
+        }
+    }
+
     #[test]
     fn what_no_rule_speaks_of() {
         let known = |xid, text: &str, driver| decode(xid, text, driver).map(|(action, _)| action);
