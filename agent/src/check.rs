@@ -204,6 +204,7 @@ fn report(facts: &NodeFacts, tracker: &Tracker, now: Duration) -> Report {
         | NvmlState::Error
         | NvmlState::Unknown
         | NvmlState::Released
+        | NvmlState::ReleaseBlocked
         | NvmlState::ProbeUnavailable => Verdict::Unknown,
     };
     Report {

@@ -34,7 +34,7 @@ pub struct Metrics {
     registry: Registry,
 }
 
-const STATES: [NvmlState; 9] = [
+const STATES: [NvmlState; 10] = [
     NvmlState::Unknown,
     NvmlState::Ready,
     NvmlState::NoLibrary,
@@ -44,6 +44,7 @@ const STATES: [NvmlState; 9] = [
     NvmlState::Released,
     NvmlState::ProbeUnavailable,
     NvmlState::Error,
+    NvmlState::ReleaseBlocked,
 ];
 
 impl Metrics {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// A sample older than this does not count as live.
 pub const SAMPLE_STALE: Duration = Duration::from_secs(5);
+/// Longest time between two readings of a GPU: with one that is late they are still younger than [`SAMPLE_STALE`].
+pub const SLOWEST_SAMPLE: Duration = Duration::from_secs(3);
 /// A node whose agent was silent for longer takes no managed pod that asks for live facts.
 pub const NODE_SILENT: Duration = Duration::from_secs(15);
 /// After this silence of its agent a node's `GPUReady` becomes Unknown.

@@ -57,6 +57,8 @@ pub enum Reason {
     DriverNotLoaded,
     /// Library and kernel driver differ, or handles were closed for an upgrade.
     DriverUpgrading,
+    /// Handles are to be closed for an upgrade, and a call that is stuck in the driver holds it.
+    DriverReleaseBlocked,
     /// NVML does not initialise.
     NvmlError,
     /// No probe answers: nothing is known at the moment.
@@ -95,6 +97,7 @@ impl Reason {
             Self::GPUDriverHung => "GPUDriverHung",
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::DriverUpgrading => "DriverUpgrading",
+            Self::DriverReleaseBlocked => "DriverReleaseBlocked",
             Self::NvmlError => "NvmlError",
             Self::ProbeUnavailable => "ProbeUnavailable",
             Self::Recovering => "Recovering",
