@@ -28,6 +28,9 @@ pub struct Metrics {
     pub samples_sent: Counter,
     /// Rounds of readings that the probe answered.
     pub rounds: Counter,
+    /// GPU events that were taken up.
+    pub events: Counter,
+    events_waiting: Gauge,
     nvml_state: Family<OfState, Gauge>,
     stuck_calls: Gauge,
     resident: Gauge<u64, AtomicU64>,
@@ -71,6 +74,14 @@ impl Metrics {
             "Rounds of readings answered by the probe",
             rounds.clone(),
         );
+        let events = Counter::default();
+        registry.register("gpu_events", "GPU events taken up for the controller", events.clone());
+        let events_waiting = Gauge::default();
+        registry.register(
+            "gpu_events_waiting",
+            "GPU events that the controller has not acknowledged",
+            events_waiting.clone(),
+        );
         let nvml_state = Family::default();
         registry.register("nvml_state", "1 for the state that NVML is in", nvml_state.clone());
         let stuck_calls = Gauge::default();
@@ -90,6 +101,8 @@ impl Metrics {
             sessions,
             samples_sent,
             rounds,
+            events,
+            events_waiting,
             nvml_state,
             stuck_calls,
             resident,
@@ -99,7 +112,9 @@ impl Metrics {
 
     /// OpenMetrics text.
     pub fn text(&self, picture: &Picture) -> String {
-        let (now, stuck) = picture.read(|state| (state.facts.nvml().state, state.stuck_calls));
+        let (now, stuck, waiting) =
+            picture.read(|state| (state.facts.nvml().state, state.stuck_calls, state.ring.len()));
+        self.events_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         for state in STATES {
             let of = OfState {
                 state: state.to_string(),

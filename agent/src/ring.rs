@@ -27,6 +27,11 @@ pub struct Sent {
 }
 
 impl Ring {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
     /// Adds an event that is as old as it says at `now`.
     pub fn push(&mut self, event: GpuEvent, now: Duration) {
         if self.events.len() == CAPACITY {

@@ -172,10 +172,9 @@ impl Keeper {
         match self.status.state {
             NvmlState::Ready | NvmlState::Released => pace::IDLE,
             NvmlState::Hung => pace::HUNG.min(self.call_timeout),
-            NvmlState::NoLibrary
-            | NvmlState::Unknown
-            | NvmlState::ProbeUnavailable
-            | NvmlState::ReleaseBlocked => pace::LOOK,
+            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable | NvmlState::ReleaseBlocked => {
+                pace::LOOK
+            }
             NvmlState::NoDriver | NvmlState::VersionMismatch | NvmlState::Error => {
                 let until_try = self.try_at.saturating_duration_since(Instant::now());
                 until_try.clamp(pace::SHORTEST_PAUSE, pace::LOOK)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! TLS ─► token ─► identity (TokenReview) ─► sessions (one a node, the newest) ─► session (pure) ─► merge (pure) ─► cluster
+//!        nodes, pods ─► orders (pure) ─► outbox, one a session: rate, let go of the driver
 //! ```
 //!
 //! Only the leader listens. A session ends when its token expires without a renewal, when its pod is gone, when a newer one of the node
@@ -10,6 +11,7 @@
 mod identity;
 mod link;
 mod merge;
+mod orders;
 mod outbox;
 mod refusal;
 mod server;
@@ -54,11 +56,12 @@ pub async fn run(
         identifier,
         context.cluster.clone(),
         metrics,
-        settings.sample_interval_ms,
+        settings.sampling(),
     ));
     tokio::select! {
         served = server::serve(listener, tls, link.clone(), stop) => served,
         never = end_with_pods(&link) => match never {},
+        never = orders::run(&link) => match never {},
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_core::facts::NvmlState;
+use berth_core::sampling::Sampling;
 use berth_proto::v1::agent_link_client::AgentLinkClient;
 use berth_proto::v1::agent_message::Body;
 use berth_proto::v1::controller_message::Body as Answer;
@@ -26,6 +27,8 @@ use super::link::Link;
 use super::server;
 use crate::cluster::{Cluster, Node, Pod};
 use crate::metrics::Metrics;
+
+mod orders;
 
 /// Knows the tokens that it was told of and no others.
 #[derive(Default)]
@@ -55,6 +58,12 @@ struct Harbour {
     server: tokio::task::JoinHandle<()>,
 }
 
+/// What the link under test tells.
+const SAMPLING: Sampling = Sampling {
+    busy: Duration::from_millis(250),
+    idle: Duration::from_millis(750),
+};
+
 /// Seconds from now, for a token's end.
 const HOUR: i64 = 3600;
 
@@ -65,7 +74,12 @@ impl Harbour {
         let address = listener.local_addr().unwrap();
         let (table, metrics) = (Arc::new(Table::default()), Arc::new(Metrics::default()));
         let identifier = Identifier::new(table.clone(), Expected::agents("quay", "berth-agent"));
-        let link = Arc::new(Link::new(identifier, Arc::new(Cluster::new()), metrics.clone(), 250));
+        let link = Arc::new(Link::new(
+            identifier,
+            Arc::new(Cluster::new()),
+            metrics.clone(),
+            SAMPLING,
+        ));
         let stop = CancellationToken::new();
         let server = tokio::spawn({
             let (link, stop) = (link.clone(), stop.clone());
