@@ -25,6 +25,7 @@ pub struct Metrics {
     leader: Gauge,
     refusals: Family<ReasonLabel, Counter>,
     sessions: Counter,
+    strangers: Gauge,
     resyncs: Counter,
     events: Family<XidLabel, Counter>,
     events_lost: Counter,
@@ -92,6 +93,11 @@ impl Default for Metrics {
                 "Agent calls refused and sessions ended for cause",
             ),
             sessions: counter(registry, "agent_sessions", "Sessions that agents opened"),
+            strangers: gauge(
+                registry,
+                "agent_connections_without_session",
+                "Connections to the agents' port that have no session (yet)",
+            ),
             resyncs: counter(
                 registry,
                 "agent_resyncs",
@@ -154,6 +160,16 @@ impl Metrics {
     /// An agent opened a session.
     pub fn agent_session(&self) {
         self.sessions.inc();
+    }
+
+    /// A connection to the agents' port has no session.
+    pub fn stranger_came(&self) {
+        self.strangers.inc();
+    }
+
+    /// It has one now, or is gone.
+    pub fn stranger_went(&self) {
+        self.strangers.dec();
     }
 
     /// Messages of a session were missing.

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::door::{Caller, Pass};
 use super::identity::{Identifier, Identity, bearer};
 use super::merge;
 use super::orders;
@@ -260,7 +261,9 @@ impl AgentLink for LinkService {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let link = &self.0;
-        let peer = request.remote_addr();
+        let pass = request.extensions().get::<Pass>().cloned();
+        let peer = pass.as_ref().map(Pass::peer);
+        let caller = pass.map(|pass| pass.call());
         let authorization = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
         let identity = match link.admit(authorization).await {
             Ok(identity) => identity,
@@ -274,10 +277,14 @@ impl AgentLink for LinkService {
         }
         let gate = link.sessions.open(&identity, Instant::now());
         let outbox = gate.outbox.clone();
+        let admitted = caller.map(Caller::admitted);
         let session = link
             .clone()
             .run_session(identity, peer, gate, request.into_inner(), outbox.clone());
-        link.tasks.spawn(session);
+        link.tasks.spawn(async move {
+            session.await;
+            drop(admitted);
+        });
         Ok(Response::new(Box::pin(outbox::stream(outbox))))
     }
 }
