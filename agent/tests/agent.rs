@@ -25,6 +25,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
+#[path = "agent/stream.rs"]
+mod stream;
+
 const NAME: &str = "berth-controller.berth-system.svc";
 /// Far beyond anything expected; only something broken waits this long.
 const PATIENCE: Duration = Duration::from_secs(30);
