@@ -270,6 +270,11 @@ impl Link {
         Some(message)
     }
 
+    fn set_interval(&self, ms: u64) {
+        self.observer.set_interval(ms);
+        self.metrics.sample_interval.set(self.observer.interval().as_secs_f64());
+    }
+
     fn obey(&self, session: &mut Session, message: ControllerMessage) {
         match message.body {
             Some(Body::Welcome(welcome)) => {
@@ -279,14 +284,14 @@ impl Link {
                     token_expires_s = welcome.token_expires_in_ms / 1000,
                     "session with the controller"
                 );
-                self.observer.set_interval(welcome.sample_interval_ms);
+                self.set_interval(welcome.sample_interval_ms);
             }
             Some(Body::Ack(ack)) => {
                 if let Some(sent) = session.acknowledged(ack.seq) {
                     self.picture.update(|state, _, _| state.ring.acknowledged(sent));
                 }
             }
-            Some(Body::SetRate(rate)) => self.observer.set_interval(rate.sample_interval_ms),
+            Some(Body::SetRate(rate)) => self.set_interval(rate.sample_interval_ms),
             Some(Body::ReleaseDriver(_)) => self.observer.set_driver(Driver::LetGo),
             Some(Body::ResumeDriver(_)) => self.observer.set_driver(Driver::Hold),
             Some(Body::Resync(resync)) => {

@@ -31,6 +31,8 @@ pub struct Metrics {
     /// GPU events that were taken up.
     pub events: Counter,
     events_waiting: Gauge,
+    /// Time between two rounds of readings.
+    pub sample_interval: Gauge<f64, AtomicU64>,
     nvml_state: Family<OfState, Gauge>,
     stuck_calls: Gauge,
     resident: Gauge<u64, AtomicU64>,
@@ -82,6 +84,12 @@ impl Metrics {
             "GPU events that the controller has not acknowledged",
             events_waiting.clone(),
         );
+        let sample_interval = Gauge::default();
+        registry.register(
+            "sample_interval_seconds",
+            "Time between two rounds of readings, as the controller said",
+            sample_interval.clone(),
+        );
         let nvml_state = Family::default();
         registry.register("nvml_state", "1 for the state that NVML is in", nvml_state.clone());
         let stuck_calls = Gauge::default();
@@ -103,6 +111,7 @@ impl Metrics {
             rounds,
             events,
             events_waiting,
+            sample_interval,
             nvml_state,
             stuck_calls,
             resident,
