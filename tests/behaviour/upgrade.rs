@@ -213,6 +213,9 @@ async fn driver_manager(f: Fixture) -> anyhow::Result<()> {
     let key = "nvidia.com/gpu.deploy.device-plugin";
     expect(&f, "l40s-0", "True", "AllGPUsReady").await?;
     label(&f, "l40s-0", key, Some("paused-for-driver-upgrade")).await?;
+    // As the documentation has people wait for it.
+    let reason = r#"--for=jsonpath={.status.conditions[?(@.type=="nvidia.com/GPUReady")].reason}=DriverUpgrading"#;
+    f.kubectl(&["wait", "node", "l40s-0", reason, "--timeout=60s"]).await?;
     expect(&f, "l40s-0", "False", "DriverUpgrading").await?;
     ensure!(!holds_the_driver(&f, "l40s-0").await?, "the driver is still held");
     label(&f, "l40s-0", key, Some("true")).await?;
