@@ -8,10 +8,14 @@ use berth_core::freshness;
 
 /// A GPU whose readings stand still is sent again after this long.
 const QUIET: Duration = Duration::from_secs(3);
+/// No GPU waits longer than this for its next reading to be sent, however far apart readings are.
+const LATEST: Duration = Duration::from_millis(3500);
 /// A reading that comes a little early for that counts as on time, since the next would come a whole interval later.
 const EARLY: Duration = Duration::from_millis(250);
 const _: () = assert!(
-    QUIET.as_secs() + 1 < freshness::SAMPLE_STALE.as_secs(),
+    LATEST.as_millis() + 1000 < freshness::SAMPLE_STALE.as_millis()
+        && QUIET.as_millis() < LATEST.as_millis()
+        && freshness::SLOWEST_SAMPLE.as_millis() < LATEST.as_millis(),
     "sent again before it is stale"
 );
 
@@ -28,14 +32,20 @@ pub struct DeadBand {
 }
 
 impl DeadBand {
-    /// Of the readings at `now` (on any clock that does not go back), those to send. They count as sent.
-    pub fn pick<'a>(&mut self, readings: impl IntoIterator<Item = &'a GpuSample>, now: Duration) -> Vec<GpuSample> {
+    /// Of the readings at `now` (on any clock that does not go back), those to send. They count as sent. `interval`: the next come so
+    /// much later.
+    pub fn pick<'a>(
+        &mut self,
+        readings: impl IntoIterator<Item = &'a GpuSample>,
+        now: Duration,
+        interval: Duration,
+    ) -> Vec<GpuSample> {
         let mut picked = Vec::new();
         for reading in readings {
-            let due = self
-                .sent
-                .get(&reading.uuid)
-                .is_none_or(|(last, at)| now.saturating_sub(*at) + EARLY >= QUIET || moved(last, reading));
+            let due = self.sent.get(&reading.uuid).is_none_or(|(last, at)| {
+                let quiet = now.saturating_sub(*at);
+                quiet + EARLY >= QUIET || quiet + interval > LATEST || moved(last, reading)
+            });
             if due {
                 self.sent.insert(reading.uuid.clone(), (reading.clone(), now));
                 picked.push(reading.clone());
@@ -143,35 +153,39 @@ mod tests {
         assert!(moved(&small(0), &small(11 << 20)), "1 % of a small MIG device");
     }
 
+    /// Times, in ms, at which one of these readings was sent.
+    fn sent(readings: impl IntoIterator<Item = (u64, GpuSample)>, interval_ms: u64) -> Vec<u64> {
+        let mut band = DeadBand::default();
+        let ms = Duration::from_millis;
+        let due = |(at, reading): (u64, GpuSample)| {
+            (!band.pick([&reading], ms(at), ms(interval_ms)).is_empty()).then_some(at)
+        };
+        readings.into_iter().filter_map(due).collect()
+    }
+
     #[test]
     fn drift_adds_up_and_quiet_gpus_stay_fresh() {
-        let mut band = DeadBand::default();
-        let mut sent = Vec::new();
-        for second in 0..10u32 {
-            let reading = GpuSample {
-                gpu_utilization: Some(50),
-                ..reading()
-            };
-            if !band.pick([&reading], Duration::from_secs(second.into())).is_empty() {
-                sent.push(second);
-            }
-        }
-        assert_eq!(sent, [0, 3, 6, 9]);
+        let still = (0..10).map(|s| (s * 1000, reading()));
+        assert_eq!(sent(still, 1000), [0, 3000, 6000, 9000]);
 
-        let mut band = DeadBand::default();
-        let mut sent = Vec::new();
-        for tenth in 0..10u32 {
+        let drifting = (0..10u32).map(|tenth| {
             let reading = GpuSample {
                 gpu_utilization: Some(50 + tenth),
                 ..reading()
             };
-            if !band
-                .pick([&reading], Duration::from_millis(u64::from(tenth) * 100))
-                .is_empty()
-            {
-                sent.push(tenth);
-            }
+            (u64::from(tenth) * 100, reading)
+        });
+        assert_eq!(sent(drifting, 100), [0, 500]);
+    }
+
+    #[test]
+    fn no_reading_is_left_out_whose_next_would_come_too_late() {
+        // A round of readings takes now longer, now less.
+        for (interval, late) in [(100, 40), (1000, 400), (1500, 400), (2000, 400), (3000, 400)] {
+            let rounds = (0..40).map(|n| (n * interval + [0, late, 0, late / 2][n as usize % 4], reading()));
+            let sent = sent(rounds, interval);
+            let longest = sent.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+            assert!(longest <= 3500, "{longest} ms apart, at {interval} ms: {sent:?}");
         }
-        assert_eq!(sent, [0, 5]);
     }
 }

@@ -18,7 +18,7 @@ use tonic::{Code, Request, Status};
 
 use crate::backoff::{Backoff, Ended};
 use crate::metrics::Metrics;
-use crate::observer;
+use crate::observer::{self, Driver};
 use crate::picture::Picture;
 use crate::session::Session;
 
@@ -222,9 +222,18 @@ impl Link {
         let mut changes = self.picture.follow();
         let mut look = interval(TOKEN_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut unsent, mut renewal) = (true, None);
         loop {
-            self.send(&mut session, &up).await?;
             tokio::select! {
+                // Orders are heard while there is no room to speak. Room first, then the message: it is made of the newest.
+                room = up.reserve(), if unsent => {
+                    let room = room.map_err(|_| hung_up())?;
+                    let renew = renewal.take().map(|token| session.renew(token));
+                    match renew.or_else(|| self.next(&mut session)) {
+                        Some(message) => room.send(message),
+                        None => unsent = false,
+                    }
+                }
                 message = down.message() => match message {
                     Ok(Some(message)) => {
                         if greeted.is_none() && matches!(message.body, Some(Body::Welcome(_))) {
@@ -232,37 +241,40 @@ impl Link {
                             self.metrics.connected.set(1);
                         }
                         self.obey(&mut session, message);
+                        unsent = true;
                     }
                     Ok(None) => return Err(NoSession::Ended("it hung up".into())),
                     Err(status) => return Err(ended(&status)),
                 },
                 // The picture outlives every session.
-                _ = changes.changed() => {}
+                _ = changes.changed() => unsent = true,
                 _ = look.tick() => {
                     if let Ok(new) = read("token", &self.settings.token) && new != token {
                         token.clone_from(&new);
-                        put(&up, session.renew(new)).await?;
+                        (unsent, renewal) = (true, Some(new));
                     }
                 }
             }
         }
     }
 
-    /// Sends all that there is to say.
-    async fn send(&self, session: &mut Session, up: &mpsc::Sender<AgentMessage>) -> Result<(), NoSession> {
-        loop {
-            // Room first: the message is then made of the newest.
-            let room = up.reserve().await.map_err(|_| hung_up())?;
-            let revision = self.picture.revision();
-            let now = self.picture.now();
-            let Some(message) = self.picture.read(|state| session.next(state, revision, now)) else {
-                return Ok(());
-            };
-            if let Some(berth_proto::v1::agent_message::Body::Samples(samples)) = &message.body {
-                self.metrics.samples_sent.inc_by(samples.gpus.len() as u64);
-            }
-            room.send(message);
+    /// What there is to say, if anything.
+    fn next(&self, session: &mut Session) -> Option<AgentMessage> {
+        let revision = self.picture.revision();
+        let now = self.picture.now();
+        session.set_interval(self.observer.interval());
+        let message = self.picture.read(|state| session.next(state, revision, now))?;
+        if let Some(berth_proto::v1::agent_message::Body::Samples(samples)) = &message.body {
+            self.metrics.samples_sent.inc_by(samples.gpus.len() as u64);
         }
+        Some(message)
+    }
+
+    fn set_interval(&self, ms: u64) {
+        self.observer.set_interval(ms);
+        self.metrics
+            .sample_interval_ms
+            .set(u64::try_from(self.observer.interval().as_millis()).unwrap_or(u64::MAX));
     }
 
     fn obey(&self, session: &mut Session, message: ControllerMessage) {
@@ -274,16 +286,16 @@ impl Link {
                     token_expires_s = welcome.token_expires_in_ms / 1000,
                     "session with the controller"
                 );
-                self.observer.set_interval(welcome.sample_interval_ms);
+                self.set_interval(welcome.sample_interval_ms);
             }
             Some(Body::Ack(ack)) => {
                 if let Some(sent) = session.acknowledged(ack.seq) {
                     self.picture.update(|state, _, _| state.ring.acknowledged(sent));
                 }
             }
-            Some(Body::SetRate(rate)) => self.observer.set_interval(rate.sample_interval_ms),
-            Some(Body::ReleaseDriver(_)) => self.observer.set_released(true),
-            Some(Body::ResumeDriver(_)) => self.observer.set_released(false),
+            Some(Body::SetRate(rate)) => self.set_interval(rate.sample_interval_ms),
+            Some(Body::ReleaseDriver(_)) => self.observer.set_driver(Driver::LetGo),
+            Some(Body::ResumeDriver(_)) => self.observer.set_driver(Driver::Hold),
             Some(Body::Resync(resync)) => {
                 tracing::info!(reason = resync.reason, "the controller wants everything again");
                 session.resync();
@@ -296,8 +308,4 @@ impl Link {
 
 fn hung_up() -> NoSession {
     NoSession::Ended("it hung up".into())
-}
-
-async fn put(up: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), NoSession> {
-    up.send(message).await.map_err(|_| hung_up())
 }

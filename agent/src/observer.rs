@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_core::facts::{GpuSample, NvmlState, NvmlStatus, Round, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::freshness;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
@@ -32,6 +33,8 @@ const CHECKS: Duration = Duration::from_secs(15);
 const AFTER_EVENT: Duration = Duration::from_millis(200);
 /// The infoROM's checksum takes the driver long.
 const SLOW_CHECKS: Duration = Duration::from_secs(3600);
+/// Pause before the probe is asked again to let go of the driver, or to take it, after it did not.
+const DRIVER_AGAIN: Duration = Duration::from_secs(2);
 /// Readings are taken this often unless the controller says otherwise.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// Who uses the GPUs is asked this often, and when a process came or went. A pod may hold a GPU for long before any process shows.
@@ -42,13 +45,21 @@ const PODS_OFF: Duration = Duration::from_secs(60);
 const AFTER_PROCESS: Duration = Duration::from_secs(1);
 /// What the controller may say.
 const FASTEST_SAMPLE: Duration = Duration::from_millis(100);
-const SLOWEST_SAMPLE: Duration = Duration::from_secs(60);
+
+/// What the controller wants of the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// NVML may be open.
+    Hold,
+    /// It may not: the driver is about to be unloaded.
+    LetGo,
+}
 
 /// What the controller can change.
 #[derive(Clone)]
 pub struct Handle {
     interval: watch::Sender<Duration>,
-    released: watch::Sender<bool>,
+    driver: watch::Sender<Option<Driver>>,
 }
 
 impl Handle {
@@ -56,16 +67,21 @@ impl Handle {
     pub fn set_interval(&self, ms: u64) {
         let wanted = match ms {
             0 => SAMPLE,
-            ms => Duration::from_millis(ms).clamp(FASTEST_SAMPLE, SLOWEST_SAMPLE),
+            ms => Duration::from_millis(ms).clamp(FASTEST_SAMPLE, freshness::SLOWEST_SAMPLE),
         };
         self.interval
             .send_if_modified(|old| std::mem::replace(old, wanted) != wanted);
     }
 
-    /// Has the driver let go of, or taken again. It stays so when the probe restarts.
-    pub fn set_released(&self, released: bool) {
-        self.released
-            .send_if_modified(|old| std::mem::replace(old, released) != released);
+    /// Has the driver let go of, or taken again. It stays so when the probe restarts. Said again it is done again: this process may have
+    /// started beside a probe that was told otherwise before.
+    pub fn set_driver(&self, driver: Driver) {
+        self.driver.send_replace(Some(driver));
+    }
+
+    /// Time between readings.
+    pub fn interval(&self) -> Duration {
+        *self.interval.borrow()
     }
 }
 
@@ -94,19 +110,19 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
     };
     let handle = Handle {
         interval: watch::Sender::new(SAMPLE),
-        released: watch::Sender::new(false),
+        driver: watch::Sender::new(None),
     };
     let (scanned, first) = std::sync::mpsc::channel();
     let scanner = observer.clone();
     std::thread::spawn(move || scanner.follow_sysfs(&sysfs_root, &scanned));
     // Late is no reason to wait on: the scan goes on by itself.
     let _ = first.recv_timeout(FIRST_SCAN);
-    tokio::spawn(observer.clone().follow_events(handle.released.subscribe()));
+    tokio::spawn(observer.clone().follow_events(handle.driver.subscribe()));
     tokio::spawn(observer.clone().follow_inventory());
     tokio::spawn(observer.clone().follow_readings(handle.interval.subscribe()));
     tokio::spawn(observer.clone().follow_checks());
     tokio::spawn(observer.clone().follow_pods());
-    tokio::spawn(observer.obey(handle.released.subscribe()));
+    tokio::spawn(observer.obey(handle.driver.subscribe()));
     handle
 }
 
@@ -163,9 +179,9 @@ impl Observer {
         self.picture.update(|state, _, _| state.stuck_calls = stuck_calls);
     }
 
-    async fn follow_events(self, released: watch::Receiver<bool>) {
+    async fn follow_events(self, driver: watch::Receiver<Option<Driver>>) {
         loop {
-            match self.listen(&released).await {
+            match self.listen(&driver).await {
                 Ok(never) => match never {},
                 Err(why) => {
                     tracing::debug!(?why, "the probe's events");
@@ -177,12 +193,11 @@ impl Observer {
         }
     }
 
-    async fn listen(&self, released: &watch::Receiver<bool>) -> Result<std::convert::Infallible, NoAnswer> {
+    async fn listen(&self, driver: &watch::Receiver<Option<Driver>>) -> Result<std::convert::Infallible, NoAnswer> {
         let mut events = self.probe.events().await?;
-        if *released.borrow() {
-            // A probe that has just started does not know.
-            self.release().await?;
-        }
+        // A probe that has just started does not know.
+        let driver = *driver.borrow();
+        self.tell(driver).await?;
         self.look.notify_one();
         loop {
             match events.next().await? {
@@ -194,6 +209,7 @@ impl Observer {
                         state.tracker.on_event(&event, now);
                         if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
                             state.xids.on_event(&event, now);
+                            self.metrics.events.inc();
                             state.ring.push(event, now);
                             revision.events += 1;
                         }
@@ -377,27 +393,41 @@ impl Observer {
         });
     }
 
-    async fn release(&self) -> Result<(), NoAnswer> {
-        match self.probe.release().await? {
-            Ok(()) => tracing::info!("the driver was let go of"),
-            Err(why) => tracing::error!(why, "the driver could not be let go of"),
+    /// Tells the probe. `Ok(false)`: it was told, and cannot do it yet.
+    async fn tell(&self, driver: Option<Driver>) -> Result<bool, NoAnswer> {
+        match driver {
+            None => {}
+            Some(Driver::Hold) => self.probe.resume().await?,
+            Some(Driver::LetGo) => {
+                if let Err(why) = self.probe.release().await? {
+                    tracing::warn!(why, "the driver cannot be let go of yet");
+                    return Ok(false);
+                }
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn obey(self, mut released: watch::Receiver<bool>) {
-        while released.changed().await.is_ok() {
-            let release = *released.borrow_and_update();
-            let done = if release {
-                self.release().await
-            } else {
-                self.probe.resume().await
-            };
-            // A probe that is away is told when it is back.
-            if let Err(error) = done {
-                tracing::warn!(%error, release, "the probe was not told");
-            }
+    async fn obey(self, mut orders: watch::Receiver<Option<Driver>>) {
+        loop {
+            let driver = *orders.borrow_and_update();
+            let told = self.tell(driver).await;
             self.look.notify_one();
+            if let Err(error) = &told {
+                tracing::debug!(%error, ?driver, "the probe was not told");
+            }
+            let again = async {
+                match told {
+                    Ok(true) => std::future::pending().await,
+                    Ok(false) | Err(_) => sleep(DRIVER_AGAIN).await,
+                }
+            };
+            tokio::select! {
+                changed = orders.changed() => if changed.is_err() {
+                    return;
+                },
+                () = again => {}
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ pub struct Session {
     /// Messages with events that are not acknowledged.
     unacknowledged: VecDeque<(u64, Sent)>,
     band: DeadBand,
+    interval: Duration,
 }
 
 impl Session {
@@ -74,7 +75,7 @@ impl Session {
         }
         if self.samples != Some(revision.samples) {
             self.samples = Some(revision.samples);
-            let picked = self.band.pick(&state.samples_at(now), now);
+            let picked = self.band.pick(&state.samples_at(now), now, self.interval);
             if !picked.is_empty() {
                 let gpus = picked.into_iter().map(Into::into).collect();
                 return Some(self.message(Body::Samples(Samples { gpus })));
@@ -106,6 +107,14 @@ impl Session {
         self.health = None;
         self.samples = None;
         self.band = DeadBand::default();
+        // What was sent and not acknowledged may be what is missing: the acknowledgement that follows is not about it.
+        self.event = 0;
+        self.unacknowledged.clear();
+    }
+
+    /// Readings come this far apart.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
     }
 }
 
@@ -180,8 +189,26 @@ mod tests {
         session.resync();
         assert_eq!(
             names(&mut session, &state, revision),
-            ["inventory", "health", "samples"]
+            ["inventory", "health", "events", "samples"]
         );
+    }
+
+    #[test]
+    fn events_that_may_be_missing_are_sent_again_and_acknowledged_anew() {
+        let (mut session, mut state) = (Session::default(), state());
+        state.ring.push(xid(1), Duration::ZERO);
+        names(&mut session, &state, Revision::default());
+        let sent_as = session.seq;
+        session.resync();
+        assert_eq!(
+            session.acknowledged(sent_as),
+            None,
+            "the other side has the message after them, not them"
+        );
+        assert!(names(&mut session, &state, Revision::default()).contains(&"events"));
+        let sent = session.acknowledged(session.seq).unwrap();
+        state.ring.acknowledged(sent);
+        assert_eq!(state.ring.waiting(), 0);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod node;
+#[path = "agent/stream.rs"]
+mod stream;
 
 use std::pin::Pin;
 use std::sync::Arc;

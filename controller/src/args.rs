@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
+use berth_core::freshness;
+use berth_core::sampling::Sampling;
 use berth_crds::premlabs::aideployment::{OnNoFit, PlacementPolicy};
 use clap::{Parser, Subcommand, ValueEnum};
 use k8s_openapi::api::core::v1::Toleration;
@@ -59,8 +62,11 @@ pub struct Settings {
     #[arg(long, default_value = "berth-ca", global = true)]
     pub ca_config_map: String,
     /// Milliseconds between two samples of a GPU.
-    #[arg(long, default_value_t = 1000, global = true)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=SLOWEST_SAMPLE_MS), global = true)]
     pub sample_interval_ms: u64,
+    /// The same on a node where no pod has a GPU or is promised one.
+    #[arg(long, default_value_t = SLOWEST_SAMPLE_MS, value_parser = clap::value_parser!(u64).range(100..=SLOWEST_SAMPLE_MS), global = true)]
+    pub idle_sample_interval_ms: u64,
     /// Whether node labels are written or only reported.
     #[arg(long, value_enum, default_value_t = NodesMode::Apply, global = true)]
     pub nodes_mode: NodesMode,
@@ -116,6 +122,21 @@ pub struct Settings {
     /// How ModelDeployments are validated and served.
     #[command(flatten)]
     pub model_deployments: ModelDeployments,
+}
+
+/// Longest time between two samples.
+const SLOWEST_SAMPLE_MS: u64 = 3000;
+const _: () = assert!(
+    freshness::SLOWEST_SAMPLE.as_millis() == SLOWEST_SAMPLE_MS as u128,
+    "as in the table of times"
+);
+
+impl Settings {
+    /// How often GPUs are read.
+    pub fn sampling(&self) -> Sampling {
+        let [busy, idle] = [self.sample_interval_ms, self.idle_sample_interval_ms].map(Duration::from_millis);
+        Sampling::new(busy, idle)
+    }
 }
 
 /// What an installation sets for MLModels.

@@ -24,6 +24,9 @@ pub struct Metrics {
     registry: Registry,
     leader: Gauge,
     refusals: Family<ReasonLabel, Counter>,
+    sessions: Counter,
+    strangers: Gauge,
+    resyncs: Counter,
     events: Family<XidLabel, Counter>,
     events_lost: Counter,
     agents_connected: Gauge,
@@ -89,6 +92,17 @@ impl Default for Metrics {
                 "agent_refusals",
                 "Agent calls refused and sessions ended for cause",
             ),
+            sessions: counter(registry, "agent_sessions", "Sessions that agents opened"),
+            strangers: gauge(
+                registry,
+                "agent_connections_without_session",
+                "Connections to the agents' port that have no session (yet)",
+            ),
+            resyncs: counter(
+                registry,
+                "agent_resyncs",
+                "Sessions that had to send everything again, because messages were missing",
+            ),
             events: family(registry, "gpu_events", "Faults that agents reported, by NVIDIA XID"),
             events_lost: {
                 let lost = Counter::default();
@@ -117,6 +131,12 @@ fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
     gauge
 }
 
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
 fn family<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Counter>
 where
     L: Clone + fmt::Debug + Eq + std::hash::Hash + EncodeLabelSet + Send + Sync + 'static,
@@ -135,6 +155,26 @@ impl Metrics {
     /// An agent was turned away.
     pub fn agent_refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// An agent opened a session.
+    pub fn agent_session(&self) {
+        self.sessions.inc();
+    }
+
+    /// A connection to the agents' port has no session.
+    pub fn stranger_came(&self) {
+        self.strangers.inc();
+    }
+
+    /// It has one now, or is gone.
+    pub fn stranger_went(&self) {
+        self.strangers.dec();
+    }
+
+    /// Messages of a session were missing.
+    pub fn agent_resync(&self) {
+        self.resyncs.inc();
     }
 
     /// A ModelDeployment was seen for the first time.

@@ -109,6 +109,8 @@ pub enum NvmlState {
     ProbeUnavailable,
     /// Any other error of NVML's initialisation.
     Error,
+    /// Handles are to be closed on request, and a stuck call still holds the driver.
+    ReleaseBlocked,
 }
 
 impl fmt::Display for NvmlState {
@@ -123,6 +125,7 @@ impl fmt::Display for NvmlState {
             Self::Released => "Released",
             Self::ProbeUnavailable => "ProbeUnavailable",
             Self::Error => "Error",
+            Self::ReleaseBlocked => "ReleaseBlocked",
         })
     }
 }

@@ -8,6 +8,8 @@ pub const SAMPLE_STALE: Duration = Duration::from_secs(5);
 pub const PODS_STALE: Duration = Duration::from_secs(15);
 /// A reading of the health checks, which are made every 15 s, older than this does not count as live.
 pub const CHECKS_STALE: Duration = Duration::from_secs(45);
+/// Longest time between two readings of a GPU: with one that is late they are still younger than [`SAMPLE_STALE`].
+pub const SLOWEST_SAMPLE: Duration = Duration::from_secs(3);
 /// A node whose agent was silent for longer takes no managed pod that asks for live facts.
 pub const NODE_SILENT: Duration = Duration::from_secs(15);
 /// After this silence of its agent a node's `GPUReady` becomes Unknown.

@@ -6,9 +6,13 @@
 //!  VersionMismatch, Error ◄───────────────     │ ▲   a new thread, or the stuck one, ──┘
 //!                          NVML says so        │ │   opens and reads all GPUs
 //!                                     Release ▼ │ Resume
-//!                                          Released
+//!        Released, or ReleaseBlocked for as long as a stuck call holds the driver
 //! ```
+//!
+//! That the driver was let go of outlives the process, as a file beside the socket: a probe that starts anew in the middle of an upgrade
+//! does not take it again.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{NvmlState, NvmlStatus, Round};
@@ -56,6 +60,9 @@ enum Command {
 /// How the socket's calls reach the keeper.
 #[derive(Clone)]
 pub struct Handle(mpsc::Sender<Command>);
+
+/// Extension of the file beside the socket that is there while the driver is not to be held.
+const LETTING_GO: &str = "released";
 
 /// Callers that wait for the keeper. There is one agent, which asks one thing at a time.
 const QUEUE: usize = 8;
@@ -106,6 +113,7 @@ impl Handle {
 /// Starts the keeper's task.
 pub fn start(args: &Serve, feed: Feed) -> Handle {
     let (send, commands) = mpsc::channel(QUEUE);
+    let letting_go = args.socket.with_extension(LETTING_GO);
     let (back, came_back) = mpsc::unbounded_channel();
     let keeper = Keeper {
         search: Search::new(args.nvml_lib.clone(), args.driver_root.clone()),
@@ -124,6 +132,8 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
         seen: None,
         try_at: Instant::now(),
         hangs: 0,
+        let_go: letting_go.exists(),
+        letting_go,
     };
     tokio::spawn(keeper.run(commands, came_back));
     Handle(send)
@@ -152,6 +162,10 @@ struct Keeper {
     try_at: Instant,
     /// Hangs since NVML was ready last.
     hangs: u32,
+    /// The driver is not to be held.
+    let_go: bool,
+    /// There while it is not.
+    letting_go: PathBuf,
 }
 
 impl Keeper {
@@ -174,7 +188,9 @@ impl Keeper {
         match self.status.state {
             NvmlState::Ready | NvmlState::Released => pace::IDLE,
             NvmlState::Hung => pace::HUNG.min(self.call_timeout),
-            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable => pace::LOOK,
+            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable | NvmlState::ReleaseBlocked => {
+                pace::LOOK
+            }
             NvmlState::NoDriver | NvmlState::VersionMismatch | NvmlState::Error => {
                 let until_try = self.try_at.saturating_duration_since(Instant::now());
                 until_try.clamp(pace::SHORTEST_PAUSE, pace::LOOK)
@@ -210,10 +226,8 @@ impl Keeper {
                 let _ = reply.send(release);
             }
             Command::Resume(reply) => {
-                if self.status.state == NvmlState::Released {
-                    self.status = NvmlStatus::default();
-                    self.seen = None;
-                    self.keep_open().await;
+                if self.let_go {
+                    self.resume().await;
                 }
                 let _ = reply.send(self.status.clone());
             }
@@ -320,8 +334,11 @@ impl Keeper {
     async fn keep_open(&mut self) {
         self.leaving.retain(|watcher| !watcher.has_ended());
         let _ = self.left_validation.take_if(|v| v.has_ended());
+        if self.let_go {
+            return self.say_released();
+        }
         match self.status.state {
-            NvmlState::Ready | NvmlState::Released => {}
+            NvmlState::Ready | NvmlState::Released | NvmlState::ReleaseBlocked => {}
             NvmlState::Hung => {
                 if Instant::now() >= self.try_at && (self.worker.is_some() || self.stuck.len() < pace::MAX_STUCK) {
                     let found = self.search.look();
@@ -402,7 +419,7 @@ impl Keeper {
     fn lose_worker(&mut self, why: NoAnswer) {
         self.retire_watcher();
         let worker = self.worker.take();
-        let released = self.status.state == NvmlState::Released;
+        let released = self.let_go;
         match why {
             NoAnswer::Hung { .. } => {
                 self.stuck.extend(worker);
@@ -429,15 +446,19 @@ impl Keeper {
         };
         let worker = self.stuck.swap_remove(at);
         tracing::info!(stuck = self.stuck.len(), "a stuck NVML call came back");
+        if self.let_go {
+            // What it has open is closed before anybody is told that nothing is.
+            return match close(&worker, self.call_timeout).await {
+                Ok(()) | Err(NoAnswer::Crashed) => {}
+                Err(NoAnswer::Hung { .. }) => self.stuck.push(worker),
+            };
+        }
         if self.worker.is_some() {
             // Its thread ends, and closes what it has open.
             return;
         }
         self.worker = Some(worker);
         self.try_at = Instant::now();
-        if self.status.state == NvmlState::Released {
-            self.close().await;
-        }
     }
 
     /// The threads that share the session's library are asked to let go of it.
@@ -455,17 +476,16 @@ impl Keeper {
     async fn close(&mut self) {
         self.retire_watcher();
         let Some(worker) = &self.worker else { return };
-        let closed = worker
-            .ask(self.call_timeout, self.call_timeout, |slot, clock| {
-                clock.run("nvmlShutdown", || *slot = None)
-            })
-            .await;
-        if let Err(no_answer) = closed {
+        if let Err(no_answer) = close(worker, self.call_timeout).await {
             self.lose_worker(no_answer);
         }
     }
 
     async fn release(&mut self) -> Release {
+        self.let_go = true;
+        if let Err(error) = std::fs::write(&self.letting_go, "") {
+            tracing::warn!(%error, "a probe that starts anew will take the driver again");
+        }
         self.close().await;
         let patience = Instant::now() + watcher::WAIT + self.call_timeout;
         let holds = |keeper: &Self| {
@@ -476,15 +496,58 @@ impl Keeper {
         }
         self.leaving.retain(|w| !w.has_ended());
         let _ = self.left_validation.take_if(|v| v.has_ended());
-        self.set(NvmlState::Released, "let go on request");
-        let held = self.stuck.len() + self.leaving.len() + usize::from(self.left_validation.is_some());
+        self.say_released();
         Release {
-            released: held == 0,
-            message: if held == 0 {
-                String::new()
-            } else {
-                format!("{held} stuck NVML call(s) still hold the driver")
-            },
+            released: self.status.state == NvmlState::Released,
+            message: self.status.message.clone(),
         }
     }
+
+    /// Says whether anything of this process still holds the driver.
+    fn say_released(&mut self) {
+        let workers = self.stuck.iter().map(Worker::current_call);
+        let watchers = self.leaving.iter().map(Leaving::current_call);
+        let validations = self.validations().map(|_| Some("nvmlDeviceValidateInforom"));
+        let held: Vec<&str> = workers
+            .chain(watchers)
+            .chain(validations)
+            .map(|call| call.unwrap_or("nvmlShutdown"))
+            .collect();
+        if held.is_empty() {
+            self.set(NvmlState::Released, "the driver was let go of on request");
+        } else {
+            let message = format!(
+                "stuck NVML calls hold the driver, which cannot be unloaded until they come back: {}",
+                held.join(", ")
+            );
+            self.set(NvmlState::ReleaseBlocked, message);
+        }
+    }
+
+    async fn resume(&mut self) {
+        self.let_go = false;
+        match std::fs::remove_file(&self.letting_go) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "a probe that starts anew will not take the driver");
+            }
+            _ => {}
+        }
+        self.seen = None;
+        self.try_at = Instant::now();
+        // No more threads than ever for a driver that does not answer.
+        match self.stuck.first() {
+            None => self.status = NvmlStatus::default(),
+            Some(stuck) => {
+                let call = stuck.current_call().unwrap_or("a call");
+                self.set(NvmlState::Hung, format!("{call} has not come back"));
+            }
+        }
+        self.keep_open().await;
+    }
+}
+
+/// Closes a thread's session, if it has one, within the deadline.
+async fn close(worker: &Worker, call_timeout: Duration) -> Result<(), NoAnswer> {
+    let shut = |slot: &mut Option<Session>, clock: &CallClock| clock.run("nvmlShutdown", || *slot = None);
+    worker.ask(call_timeout, call_timeout, shut).await
 }

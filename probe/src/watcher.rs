@@ -158,6 +158,11 @@ impl Leaving {
         self.0.ended.load(Ordering::SeqCst)
     }
 
+    /// Name of the call that it is in.
+    pub fn current_call(&self) -> Option<&'static str> {
+        self.0.clock.current().map(|(call, _)| call)
+    }
+
     /// Whether its current call has passed its deadline.
     pub fn is_stuck(&self, call_timeout: Duration) -> bool {
         self.0.is_stuck(call_timeout)

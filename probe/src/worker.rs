@@ -87,6 +87,11 @@ impl Worker {
         })
     }
 
+    /// Name of the call that it is in.
+    pub fn current_call(&self) -> Option<&'static str> {
+        self.clock.current().map(|(call, _)| call)
+    }
+
     /// Runs a job and waits for it: each NVML call in it may take `per_call`, all together `in_all`.
     pub async fn ask<R: Send + 'static>(
         &self,

@@ -64,17 +64,21 @@ impl Node {
         let socket = dir.path().join("probe.sock");
         // A socket that an earlier process left must not be in the way.
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_berth-probe"))
-            .arg("serve")
-            .arg(format!("--socket={}", socket.display()))
-            .arg(format!("--driver-root={}", dir.path().join("root").display()))
-            .arg(format!("--call-timeout={}ms", CALL_TIMEOUT.as_millis()))
-            .env(STATE_ENV, dir.path().join("nvml.json"))
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let child = Self::spawn(dir.path());
         let client = connect(socket).await;
         Self { dir, child, client }
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_berth-probe"))
+            .arg("serve")
+            .arg(format!("--socket={}", dir.join("probe.sock").display()))
+            .arg(format!("--driver-root={}", dir.join("root").display()))
+            .arg(format!("--call-timeout={}ms", CALL_TIMEOUT.as_millis()))
+            .env(STATE_ENV, dir.join("nvml.json"))
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap()
     }
 
     async fn ready(model: &str, count: u32) -> (Self, State) {
@@ -115,6 +119,40 @@ impl Node {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    async fn release(&mut self) -> wire::ReleaseReply {
+        self.client.release(wire::ReleaseRequest {}).await.unwrap().into_inner()
+    }
+
+    async fn resume(&mut self) -> NvmlState {
+        let reply = self.client.resume(wire::ResumeRequest {}).await.unwrap();
+        reply.into_inner().state()
+    }
+
+    fn maps_the_library(&self) -> bool {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
+        maps.contains(library::FILE_NAME)
+    }
+
+    /// How often the process has the driver open: the fake's descriptors on its state file stand for those on `/dev/nvidiactl`.
+    fn descriptors(&self) -> usize {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let targets = all.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets
+            .filter(|target| {
+                let target = target.to_string_lossy();
+                target.contains("nvml.json") || target.contains("inotify")
+            })
+            .count()
+    }
+
+    /// Kills the probe and starts another in its place.
+    async fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(self.dir.path());
+        self.client = connect(self.dir.path().join("probe.sock")).await;
     }
 
     fn threads(&self) -> usize {
@@ -507,27 +545,67 @@ async fn a_hang_that_never_ends_does_not_keep_the_process() {
 #[tokio::test]
 async fn release_lets_go_of_the_library_and_resume_takes_it_again() {
     let (mut node, _) = Node::ready("L40S", 2).await;
-    let maps = format!("/proc/{}/maps", node.child.id());
-    let holds = || std::fs::read_to_string(&maps).unwrap().contains(library::FILE_NAME);
-    assert!(holds());
-    let release = node.client.release(wire::ReleaseRequest {}).await.unwrap().into_inner();
+    assert!(node.maps_the_library() && node.descriptors() > 0);
+    let release = node.release().await;
     assert!(release.released, "{}", release.message);
-    assert!(!holds(), "the library is still mapped");
+    assert!(!node.maps_the_library(), "the library is still mapped");
+    assert_eq!(node.descriptors(), 0, "the driver is still open");
     assert_eq!(node.sample().await.state(), NvmlState::Released);
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(node.inventory().await.state(), NvmlState::Released);
-    let resume = node.client.resume(wire::ResumeRequest {}).await.unwrap().into_inner();
-    assert_eq!(resume.state(), NvmlState::Ready);
-    assert_eq!(node.sample().await.gpus.len(), 2);
-    assert!(holds());
+    assert!(node.release().await.released, "asked again");
 
-    // A call that is stuck holds the driver, and the answer says so.
-    node.edit(|s| s.faults = vec![Fault::of("nvmlDeviceGetTemperature", Effect::Hang(true))]);
+    // A probe that starts anew does not know better, and touches nothing.
+    node.restart().await;
+    assert_eq!(node.inventory().await.state(), NvmlState::Released);
+    assert!(!node.maps_the_library());
+
+    assert_eq!(node.resume().await, NvmlState::Ready);
+    assert_eq!(node.sample().await.gpus.len(), 2);
+    assert!(node.maps_the_library() && node.descriptors() > 0);
+    assert_eq!(node.resume().await, NvmlState::Ready, "asked again");
+    node.restart().await;
+    node.until(NvmlState::Ready).await;
+}
+
+#[tokio::test]
+async fn a_stuck_call_blocks_the_release_until_it_comes_back() {
+    let (mut node, _) = Node::ready("L40S", 2).await;
+    let mut events = node.events().await;
+    node.edit(|s| s.faults = vec![Fault::of("nvmlDeviceGetTemperature", Effect::Stall(true))]);
     assert_eq!(node.sample().await.state(), NvmlState::Hung);
-    let release = node.client.release(wire::ReleaseRequest {}).await.unwrap().into_inner();
+    let release = node.release().await;
     assert!(
-        !release.released && release.message.contains("stuck"),
+        !release.released && release.message.contains("nvmlDeviceGetTemperature"),
         "{}",
         release.message
     );
+    assert!(node.maps_the_library() && node.descriptors() > 0);
+    for _ in 0..3 {
+        let reply = node.inventory().await;
+        assert_eq!((reply.state(), reply.stuck_calls), (NvmlState::ReleaseBlocked, 1));
+        assert!(!node.release().await.released);
+    }
+
+    // The call comes back, and nobody has to ask again.
+    node.edit(|s| s.faults.clear());
+    loop {
+        match next(&mut events).await {
+            Body::State(change) if change.state() == NvmlState::Released => break,
+            _ => {}
+        }
+    }
+    assert_eq!((node.maps_the_library(), node.descriptors()), (false, 0));
+    assert_eq!(node.inventory().await.stuck_calls, 0);
+    assert_eq!(node.resume().await, NvmlState::Ready);
+
+    // One that never comes back: taken back while blocked, NVML is hung as it was, with no thread more.
+    node.edit(|s| s.faults = vec![Fault::of("nvmlDeviceGetTemperature", Effect::Hang(true))]);
+    assert_eq!(node.sample().await.state(), NvmlState::Hung);
+    assert!(!node.release().await.released);
+    for _ in 0..4 {
+        assert_eq!(node.resume().await, NvmlState::Hung);
+        assert!(!node.release().await.released);
+    }
+    assert_eq!(node.inventory().await.stuck_calls, 2);
 }

@@ -46,6 +46,7 @@ impl From<facts::NvmlState> for v1::NvmlState {
             facts::NvmlState::Released => Self::Released,
             facts::NvmlState::ProbeUnavailable => Self::ProbeUnavailable,
             facts::NvmlState::Error => Self::Error,
+            facts::NvmlState::ReleaseBlocked => Self::ReleaseBlocked,
         }
     }
 }
@@ -62,6 +63,7 @@ impl From<v1::NvmlState> for facts::NvmlState {
             v1::NvmlState::Released => Self::Released,
             v1::NvmlState::ProbeUnavailable => Self::ProbeUnavailable,
             v1::NvmlState::Error => Self::Error,
+            v1::NvmlState::ReleaseBlocked => Self::ReleaseBlocked,
         }
     }
 }

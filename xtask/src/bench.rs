@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use berth_local::{Cluster, Fleet, NodeSpec, Options, Progress, Signals, StateFolder, process, wait_for};
+use berth_local::{Cluster, Fleet, Install, NodeSpec, Options, Progress, Signals, StateFolder, process, wait_for};
 use serde::Serialize;
 
 /// Arguments of `bench agent`.
@@ -78,6 +78,8 @@ async fn measured(args: &Args) -> anyhow::Result<Report> {
     let options = Options {
         release: true,
         progress,
+        // Without pods the nodes would be read less often.
+        install: Install::charts(serde_json::json!({"agent": {"idleSampleIntervalMs": 1000}})),
         ..Options::new(fleet)
     };
     let cluster = tokio::select! {

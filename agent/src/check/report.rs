@@ -270,6 +270,7 @@ fn verdict(nvml: NvmlState, found: Verdict, cards: bool, missing: bool) -> Verdi
         | NvmlState::Error
         | NvmlState::Unknown
         | NvmlState::Released
+        | NvmlState::ReleaseBlocked
         | NvmlState::ProbeUnavailable => match found {
             // What PCI says needs no NVML.
             Verdict::Unhealthy => Verdict::Unhealthy,

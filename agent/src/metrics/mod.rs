@@ -52,6 +52,10 @@ pub struct Metrics {
     pub samples_sent: Number,
     /// Rounds of readings that the probe answered.
     pub rounds: Number,
+    /// GPU events that were taken up.
+    pub events: Number,
+    /// Milliseconds between two rounds of readings, as the controller said.
+    pub sample_interval_ms: Number,
     node: String,
 }
 

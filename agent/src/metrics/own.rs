@@ -9,7 +9,7 @@ use super::Metrics;
 use super::text::{Kind, Labels, Micro, Text};
 use crate::picture::State;
 
-const STATES: [NvmlState; 9] = [
+const STATES: [NvmlState; 10] = [
     NvmlState::Unknown,
     NvmlState::Ready,
     NvmlState::NoLibrary,
@@ -19,6 +19,7 @@ const STATES: [NvmlState; 9] = [
     NvmlState::Released,
     NvmlState::ProbeUnavailable,
     NvmlState::Error,
+    NvmlState::ReleaseBlocked,
 ];
 
 const GPU_STATES: [(GpuState, &str); 4] = [
@@ -56,6 +57,12 @@ pub fn write(text: &mut Text, metrics: &Metrics, state: &State, now: Duration) {
         "Time since NVML told its GPUs",
         age(state.facts.read_at()),
     );
+    let interval = Duration::from_millis(metrics.sample_interval_ms.get());
+    gauge(
+        "berth_agent_sample_interval_seconds",
+        "Time between two rounds of readings, as the controller said",
+        (!interval.is_zero()).then(|| seconds(interval)),
+    );
     let mut number = |kind, name: &str, help: &str, value: u64| text.metric(name, kind, help).only(value);
     number(
         Kind::Gauge,
@@ -80,6 +87,12 @@ pub fn write(text: &mut Text, metrics: &Metrics, state: &State, now: Duration) {
         "berth_agent_sample_rounds_total",
         "Rounds of readings answered by the probe",
         metrics.rounds.get(),
+    );
+    number(
+        Kind::Counter,
+        "berth_agent_gpu_events_total",
+        "GPU events taken up for the controller",
+        metrics.events.get(),
     );
     number(
         Kind::Gauge,

@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 const NAME: &str = "berth-controller.berth-system.svc";
 /// Far beyond anything expected; only something broken waits this long.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One session as the controller has it.
 pub struct Session {
@@ -130,9 +130,9 @@ impl AgentLink for Service {
 }
 
 pub struct Controller {
-    address: SocketAddr,
+    pub address: SocketAddr,
     ca: String,
-    sessions: mpsc::Receiver<Session>,
+    pub sessions: mpsc::Receiver<Session>,
 }
 
 impl Controller {

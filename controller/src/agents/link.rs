@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use berth_core::sampling::Sampling;
 use berth_proto::v1::agent_link_server::AgentLink;
 use berth_proto::v1::{AgentMessage, ControllerMessage, Welcome};
 use futures::future::{Fuse, FutureExt};
@@ -14,8 +15,10 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::door::{Caller, Pass};
 use super::identity::{Identifier, Identity, bearer};
 use super::merge;
+use super::orders;
 use super::outbox::{self, Outbox};
 use super::refusal::Refusal;
 use super::session::{Session, Step, Taken};
@@ -36,20 +39,21 @@ pub struct Link {
     /// The picture.
     pub cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
-    sample_interval_ms: u64,
+    /// How often GPUs are read.
+    pub sampling: Sampling,
     /// Sessions under way.
     pub tasks: TaskTracker,
 }
 
 impl Link {
     /// No session is open.
-    pub fn new(identifier: Identifier, cluster: Arc<Cluster>, metrics: Arc<Metrics>, sample_interval_ms: u64) -> Self {
+    pub fn new(identifier: Identifier, cluster: Arc<Cluster>, metrics: Arc<Metrics>, sampling: Sampling) -> Self {
         Self {
             identifier,
             sessions: Sessions::default(),
             cluster,
             metrics,
-            sample_interval_ms,
+            sampling,
             tasks: TaskTracker::new(),
         }
     }
@@ -172,11 +176,17 @@ impl Link {
                 mut agent_version,
             } => {
                 update(&mut |agent| merge::connected(agent, std::mem::take(&mut agent_version)))?;
+                let name = BTreeSet::from([identity.node.clone()]);
+                let orders = orders::orders(&name, &self.cluster.read(), self.sampling);
+                let interval = orders.values().next().map(|o| o.sample_interval_ms);
+                // The rest as soon as the node is known: at once, or with the first list of a new leader.
+                self.cluster.orders.push(identity.node.clone());
+                self.metrics.agent_session();
                 outbox.welcome(Welcome {
                     protocol,
                     controller_version: env!("CARGO_PKG_VERSION").into(),
-                    sample_interval_ms: self.sample_interval_ms,
-                    token_expires_in_ms: u64::try_from(until(identity.expires).as_millis()).unwrap_or(u64::MAX),
+                    sample_interval_ms: interval.unwrap_or_else(|| millis(self.sampling.busy)),
+                    token_expires_in_ms: millis(until(identity.expires)),
                 });
             }
             Step::Facts(mut facts) => update(&mut |agent| merge::facts(agent, std::mem::take(&mut facts), now))?,
@@ -203,6 +213,7 @@ impl Link {
             Step::Nothing => update(&mut |_| AgentChange::Nothing)?,
         }
         if taken.gap {
+            self.metrics.agent_resync();
             outbox.resync(&format!("messages before {} are missing", taken.seq));
         }
         outbox.ack(taken.seq);
@@ -232,6 +243,10 @@ impl Link {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Time left until a wall-clock moment; none if it has passed.
 fn until(moment: Timestamp) -> Duration {
     Duration::try_from(moment.duration_since(Timestamp::now())).unwrap_or_default()
@@ -246,7 +261,9 @@ impl AgentLink for LinkService {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let link = &self.0;
-        let peer = request.remote_addr();
+        let pass = request.extensions().get::<Pass>().cloned();
+        let peer = pass.as_ref().map(Pass::peer);
+        let caller = pass.map(|pass| pass.call());
         let authorization = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
         let identity = match link.admit(authorization).await {
             Ok(identity) => identity,
@@ -259,11 +276,15 @@ impl AgentLink for LinkService {
             return Err(End::ShuttingDown.status().unwrap_or_else(|| Status::unavailable("")));
         }
         let gate = link.sessions.open(&identity, Instant::now());
-        let outbox = Arc::new(Outbox::default());
+        let outbox = gate.outbox.clone();
+        let admitted = caller.map(Caller::admitted);
         let session = link
             .clone()
             .run_session(identity, peer, gate, request.into_inner(), outbox.clone());
-        link.tasks.spawn(session);
+        link.tasks.spawn(async move {
+            session.await;
+            drop(admitted);
+        });
         Ok(Response::new(Box::pin(outbox::stream(outbox))))
     }
 }

@@ -1,15 +1,18 @@
 //! The agents' link: who calls, what each session says, and how it gets into the picture.
 //!
 //! ```text
-//! TLS ─► token ─► identity (TokenReview) ─► sessions (one a node, the newest) ─► session (pure) ─► merge (pure) ─► cluster
+//! door ─► TLS ─► token ─► identity (TokenReview) ─► sessions (one a node, the newest) ─► session (pure) ─► merge (pure) ─► cluster
+//!        nodes, pods ─► orders (pure) ─► outbox, one a session: rate, let go of the driver
 //! ```
 //!
 //! Only the leader listens. A session ends when its token expires without a renewal, when its pod is gone, when a newer one of the node
 //! opens, and when this process stops; what it said stays in the picture.
 
+mod door;
 mod identity;
 mod link;
 mod merge;
+mod orders;
 mod outbox;
 mod refusal;
 mod server;
@@ -29,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::metrics::Metrics;
+use door::{Door, Limits};
 use identity::{ApiReviewer, Expected, Identifier};
 use link::Link;
 
@@ -50,15 +54,17 @@ pub async fn run(
     let settings = &context.settings;
     let expected = Expected::agents(&settings.namespace, &settings.agent_service_account);
     let identifier = Identifier::new(Arc::new(ApiReviewer::new(context.client.clone())), expected);
+    let door = Arc::new(Door::new(Limits::default(), metrics.clone()));
     let link = Arc::new(Link::new(
         identifier,
         context.cluster.clone(),
         metrics,
-        settings.sample_interval_ms,
+        settings.sampling(),
     ));
     tokio::select! {
-        served = server::serve(listener, tls, link.clone(), stop) => served,
+        served = server::serve(listener, tls, link.clone(), door, stop) => served,
         never = end_with_pods(&link) => match never {},
+        never = orders::run(&link) => match never {},
     }
 }
 

@@ -14,13 +14,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use super::door::{Connection, Door};
 use super::link::{Link, LinkService};
 use super::sessions::End;
 
 /// Handshakes under way at one time.
 const HANDSHAKES: usize = 256;
-/// Longest handshake.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no file descriptors left): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A peer that is gone without a word is noticed after interval and timeout together.
@@ -40,10 +39,14 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     link: Arc<Link>,
+    door: Arc<Door>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (accepted, incoming) = mpsc::channel(HANDSHAKES);
-    let accepting = tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, tls, accepted)));
+    let accepting = tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(accept(listener, tls, door, accepted)),
+    );
     let service = AgentLinkServer::new(LinkService(link.clone())).max_decoding_message_size(LONGEST_MESSAGE);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -69,11 +72,13 @@ pub async fn serve(
 async fn accept(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    accepted: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
+    door: Arc<Door>,
+    accepted: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     while let Ok(turn) = handshakes.clone().acquire_owned().await {
+        let room = door.room().await;
         let (tcp, peer) = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
@@ -82,13 +87,14 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+        let place = door.place(room);
+        let (acceptor, accepted, door) = (acceptor.clone(), accepted.clone(), door.clone());
         tokio::spawn(async move {
             let _turn = turn;
             // Best effort: without it small messages are merely slower.
             let _ = tcp.set_nodelay(true);
-            match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(tcp)).await {
-                Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
+            match tokio::time::timeout(door.patience(), acceptor.accept(tcp)).await {
+                Ok(Ok(stream)) => drop(accepted.send(Ok(door.connection(stream, peer, place))).await),
                 // Health checks and port scans hang up like this; agents log their side.
                 Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::identity::Identity;
+use super::outbox::Outbox;
 use super::refusal::Refusal;
 
 /// Why a session ended.
@@ -40,7 +41,10 @@ impl End {
 #[derive(Debug)]
 pub struct Gate {
     node: String,
+    node_uid: String,
     pod_uid: String,
+    /// What the agent is told.
+    pub outbox: Arc<Outbox>,
     opened: Instant,
     ended: Mutex<Option<End>>,
     closed: CancellationToken,
@@ -80,7 +84,9 @@ impl Sessions {
     pub fn open(&self, identity: &Identity, now: Instant) -> Arc<Gate> {
         let gate = Arc::new(Gate {
             node: identity.node.clone(),
+            node_uid: identity.node_uid.clone(),
             pod_uid: identity.pod_uid.clone(),
+            outbox: Arc::default(),
             opened: now,
             ended: Mutex::new(None),
             closed: CancellationToken::new(),
@@ -89,6 +95,12 @@ impl Sessions {
             older.end(End::Superseded);
         }
         gate
+    }
+
+    /// The open session of a node's agent.
+    pub fn of(&self, node: &str, node_uid: &str) -> Option<Arc<Gate>> {
+        let open = self.open.lock();
+        open.get(node).filter(|gate| gate.node_uid == node_uid).cloned()
     }
 
     /// Takes a session off the list; `last` runs only if no newer one of the node is open, and before one can be.

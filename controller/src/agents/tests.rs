@@ -1,10 +1,12 @@
 //! The link over real TLS and real gRPC, with a reviewer that answers by table.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_core::facts::NvmlState;
+use berth_core::sampling::Sampling;
 use berth_proto::v1::agent_link_client::AgentLinkClient;
 use berth_proto::v1::agent_message::Body;
 use berth_proto::v1::controller_message::Body as Answer;
@@ -21,11 +23,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
+use super::door::{Door, Limits};
 use super::identity::{Expected, Identifier, Reviewer, tests::token};
 use super::link::Link;
 use super::server;
 use crate::cluster::{Cluster, Node, Pod};
 use crate::metrics::Metrics;
+
+mod limits;
+mod orders;
 
 /// Knows the tokens that it was told of and no others.
 #[derive(Default)]
@@ -50,29 +56,47 @@ struct Harbour {
     table: Arc<Table>,
     link: Arc<Link>,
     metrics: Arc<Metrics>,
+    address: SocketAddr,
+    ca: String,
     endpoint: Endpoint,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
+
+/// What the link under test tells.
+const SAMPLING: Sampling = Sampling {
+    busy: Duration::from_millis(250),
+    idle: Duration::from_millis(750),
+};
 
 /// Seconds from now, for a token's end.
 const HOUR: i64 = 3600;
 
 impl Harbour {
     async fn open() -> Self {
+        Self::with_limits(Limits::default()).await
+    }
+
+    async fn with_limits(limits: Limits) -> Self {
         let (tls, ca) = crate::trust::for_tests("localhost");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (table, metrics) = (Arc::new(Table::default()), Arc::new(Metrics::default()));
         let identifier = Identifier::new(table.clone(), Expected::agents("quay", "berth-agent"));
-        let link = Arc::new(Link::new(identifier, Arc::new(Cluster::new()), metrics.clone(), 250));
+        let link = Arc::new(Link::new(
+            identifier,
+            Arc::new(Cluster::new()),
+            metrics.clone(),
+            SAMPLING,
+        ));
         let stop = CancellationToken::new();
         let server = tokio::spawn({
             let (link, stop) = (link.clone(), stop.clone());
-            async move { server::serve(listener, tls, link, stop).await.unwrap() }
+            let door = Arc::new(Door::new(limits, metrics.clone()));
+            async move { server::serve(listener, tls, link, door, stop).await.unwrap() }
         });
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(ca))
+            .ca_certificate(Certificate::from_pem(&ca))
             .domain_name("localhost");
         let endpoint = Endpoint::from_shared(format!("https://{address}"))
             .unwrap()
@@ -82,6 +106,8 @@ impl Harbour {
             table,
             link,
             metrics,
+            address,
+            ca,
             endpoint,
             stop,
             server,

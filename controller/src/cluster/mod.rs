@@ -110,6 +110,8 @@ pub struct Cluster {
     pub hardware: Queue<String>,
     /// Nodes whose readiness conditions need a look.
     pub readiness: Queue<String>,
+    /// Nodes whose agents may have to be told something else.
+    pub orders: Queue<String>,
     /// Set when node labels changed: AutoNodeLabelers need a look.
     pub rules: Queue<()>,
     /// Set when a waiting pod may be placeable now.
@@ -162,6 +164,7 @@ impl Cluster {
             self.readiness.push(name.clone());
         }
         if labels_changed || another {
+            self.orders.push(name.clone());
             self.hardware.push(name);
             self.rules.push(());
         }
@@ -224,6 +227,7 @@ impl Cluster {
             return;
         }
         let (uid, owner) = (pod.uid.clone(), pod.served());
+        let held = pod.holds_gpus_on().map(str::to_owned);
         let before = {
             let mut picture = self.picture.write();
             let before = picture.pods.insert(uid.clone(), pod.clone());
@@ -239,6 +243,13 @@ impl Cluster {
         if before.as_ref().is_none_or(|b| !b.same_for_placement(&pod)) {
             self.placement.push(());
         }
+        let held_before = before.as_ref().and_then(Pod::holds_gpus_on).map(str::to_owned);
+        if held_before != held {
+            held_before
+                .into_iter()
+                .chain(held)
+                .for_each(|node| self.orders.push(node));
+        }
         if let Some(owner) = owner {
             self.look_at(owner);
         }
@@ -253,6 +264,9 @@ impl Cluster {
         picture.undecide(&pod);
         drop(picture);
         self.gone_pods.push(uid.clone());
+        if let Some(node) = pod.holds_gpus_on() {
+            self.orders.push(node.to_owned());
+        }
         self.placement.push(());
         if let Some(owner) = pod.served() {
             self.look_at(owner);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_core::placement::Resources;
 use berth_core::placement::ask::{Ask, Operator, Requirement, Term, Toleration};
+use berth_core::placement::resources::is_gpu;
 use berth_crds::names;
 use berth_crds::{premlabs, sathvik, tmforum, youxam};
 use jiff::Timestamp;
@@ -135,6 +136,12 @@ pub struct Container {
 }
 
 impl Pod {
+    /// The node whose GPUs it has, or is promised.
+    pub fn holds_gpus_on(&self) -> Option<&str> {
+        let node = self.node.as_deref().or(self.pinned_to.as_deref())?;
+        self.requests.0.keys().any(|name| is_gpu(name)).then_some(node)
+    }
+
     /// Slims an API object down.
     pub fn from_api(pod: &core::Pod) -> Self {
         let meta = &pod.metadata;

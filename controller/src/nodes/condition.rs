@@ -155,6 +155,7 @@ fn nvidia(facts: &NodeFacts, health: &NodeHealth, away_for_long: bool) -> Word {
                 NvmlState::Ready => Reason::GpuMissing,
                 NvmlState::NoLibrary | NvmlState::NoDriver => Reason::DriverNotLoaded,
                 NvmlState::VersionMismatch | NvmlState::Released => Reason::DriverUpgrading,
+                NvmlState::ReleaseBlocked => Reason::DriverReleaseBlocked,
                 NvmlState::Hung => Reason::GPUDriverHung,
                 NvmlState::Error | NvmlState::ProbeUnavailable | NvmlState::Unknown => Reason::NvmlError,
             };
@@ -368,6 +369,13 @@ mod tests {
                 &[],
                 0,
                 (False, "DriverUpgrading", "NVML's words"),
+            ),
+            (NvmlState::Released, &[], 0, (False, "DriverUpgrading", "NVML's words")),
+            (
+                NvmlState::ReleaseBlocked,
+                &[],
+                0,
+                (False, "DriverReleaseBlocked", "NVML's words"),
             ),
             (NvmlState::Hung, &[], 0, (False, "GPUDriverHung", "NVML's words")),
             (NvmlState::Error, &[], 0, (False, "NvmlError", "NVML's words")),

@@ -55,6 +55,7 @@ fn driver(nvml: &NvmlStatus) -> Option<Assessment> {
         NvmlState::Hung => (GpuState::Unhealthy, Reason::GPUDriverHung),
         NvmlState::NoLibrary | NvmlState::NoDriver => (GpuState::Unhealthy, Reason::DriverNotLoaded),
         NvmlState::VersionMismatch | NvmlState::Released => (GpuState::Unhealthy, Reason::DriverUpgrading),
+        NvmlState::ReleaseBlocked => (GpuState::Unhealthy, Reason::DriverReleaseBlocked),
         NvmlState::Error => (GpuState::Unhealthy, Reason::NvmlError),
         // Says nothing about the GPU; that its readings are stale keeps pods away that need them.
         NvmlState::Unknown | NvmlState::ProbeUnavailable => (GpuState::Suspect, Reason::ProbeUnavailable),
@@ -108,6 +109,8 @@ mod tests {
             (None, false, NvmlState::ProbeUnavailable, GpuState::Suspect),
             (None, false, NvmlState::NoDriver, GpuState::Unhealthy),
             (None, false, NvmlState::VersionMismatch, GpuState::Unhealthy),
+            (None, false, NvmlState::Released, GpuState::Unhealthy),
+            (None, false, NvmlState::ReleaseBlocked, GpuState::Unhealthy),
         ] {
             assert_eq!(assess(held, recovering, &nvml(state)).state, want, "{held:?} {state}");
         }

@@ -77,6 +77,8 @@ pub enum Reason {
     DriverNotLoaded,
     /// Library and kernel driver differ, or handles were closed for an upgrade.
     DriverUpgrading,
+    /// Handles are to be closed for an upgrade, and a call that is stuck in the driver holds it.
+    DriverReleaseBlocked,
     /// NVML does not initialise.
     NvmlError,
     /// The GPUs do not take work in confidential-computing mode yet.
@@ -135,6 +137,7 @@ impl Reason {
             Self::GPUDriverHung => "GPUDriverHung",
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::DriverUpgrading => "DriverUpgrading",
+            Self::DriverReleaseBlocked => "DriverReleaseBlocked",
             Self::NvmlError => "NvmlError",
             Self::ConfidentialComputeNotReady => "ConfidentialComputeNotReady",
             Self::ProbeUnavailable => "ProbeUnavailable",

@@ -272,6 +272,7 @@ fn may_work(hardware: &Hardware) -> bool {
         | NvmlState::VersionMismatch
         | NvmlState::Hung
         | NvmlState::Released
+        | NvmlState::ReleaseBlocked
         | NvmlState::Error => false,
     }
 }

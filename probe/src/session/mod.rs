@@ -275,6 +275,7 @@ fn telling(state: NvmlState) -> u8 {
         | NvmlState::NoLibrary
         | NvmlState::Hung
         | NvmlState::Released
+        | NvmlState::ReleaseBlocked
         | NvmlState::ProbeUnavailable => 0,
     }
 }

@@ -17,6 +17,10 @@ use crate::state::{CALLS_ENV, Effect, Fault, Gpu, MigDevice, STATE_ENV, State};
 /// Successful `nvmlInit` calls less `nvmlShutdown` calls.
 pub(crate) static INITIALISED: AtomicU32 = AtomicU32::new(0);
 
+/// One descriptor on the state file for each initialisation, as the real library holds `/dev/nvidiactl`: whoever counts a process's
+/// descriptors sees whether it holds the driver.
+pub(crate) static HELD: Mutex<Vec<std::fs::File>> = Mutex::new(Vec::new());
+
 /// What tells one version of the file from the next: (device, inode, size, mtime).
 type Stamp = (u64, u64, u64, i64, i64);
 

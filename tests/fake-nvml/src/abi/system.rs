@@ -1,13 +1,14 @@
 //! Initialising, the driver, and finding devices.
 
 use std::os::raw::{c_char, c_int, c_uint};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use nvml_wrapper_sys::bindings::*;
 
 use super::{Answer, INVALID, NOT_FOUND, put, put_str, read_str};
 use crate::handle::Device;
-use crate::live::{INITIALISED, gate, gate_open, on_device, on_system, returned};
+use crate::live::{HELD, INITIALISED, gate, gate_open, on_device, on_system, path, returned};
 
 fn init(function: &str) -> Answer {
     let state = gate(function, None)?;
@@ -18,6 +19,8 @@ fn init(function: &str) -> Answer {
         return Err(nvmlReturn_enum_NVML_ERROR_LIB_RM_VERSION_MISMATCH);
     }
     INITIALISED.fetch_add(1, Ordering::SeqCst);
+    let device = path().and_then(|path| std::fs::File::open(path).ok());
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).extend(device);
     Ok(())
 }
 
@@ -41,7 +44,7 @@ pub extern "C" fn nvmlShutdown() -> nvmlReturn_t {
     returned(gate("nvmlShutdown", None).map(drop).and_then(|()| {
         INITIALISED
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-            .map(drop)
+            .map(|_| drop(HELD.lock().unwrap_or_else(PoisonError::into_inner).pop()))
             .map_err(|_| nvmlReturn_enum_NVML_ERROR_UNINITIALIZED)
     }))
 }
