@@ -11,11 +11,18 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::picture::Picture;
+use crate::sysfs::Cause;
 
 /// Label of the state metric: bounded by the states there are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfState {
     state: String,
+}
+
+/// Label of the scans' metric.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCause {
+    cause: &'static str,
 }
 
 /// All metrics. A scrape reads memory and `/proc/self`, nothing of the hardware.
@@ -28,6 +35,7 @@ pub struct Metrics {
     pub samples_sent: Counter,
     /// Rounds of readings that the probe answered.
     pub rounds: Counter,
+    scans: Family<OfCause, Counter>,
     nvml_state: Family<OfState, Gauge>,
     stuck_calls: Gauge,
     resident: Gauge<u64, AtomicU64>,
@@ -70,6 +78,8 @@ impl Metrics {
             "Rounds of readings answered by the probe",
             rounds.clone(),
         );
+        let scans = Family::default();
+        registry.register("sysfs_scans", "Scans of sysfs by what caused them", scans.clone());
         let nvml_state = Family::default();
         registry.register("nvml_state", "1 for the state that NVML is in", nvml_state.clone());
         let stuck_calls = Gauge::default();
@@ -89,11 +99,23 @@ impl Metrics {
             sessions,
             samples_sent,
             rounds,
+            scans,
             nvml_state,
             stuck_calls,
             resident,
             registry,
         }
+    }
+
+    /// Sysfs was scanned.
+    pub fn scanned(&self, cause: Cause) {
+        let cause = match cause {
+            Cause::Start => "start",
+            Cause::Uevent => "uevent",
+            Cause::Folder => "folder",
+            Cause::Timer => "timer",
+        };
+        self.scans.get_or_create(&OfCause { cause }).inc();
     }
 
     /// OpenMetrics text.

@@ -13,10 +13,8 @@ use crate::facts::Inventory;
 use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
 use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
-use crate::sysfs;
+use crate::sysfs::{self, Cause, Changes};
 
-/// Sysfs has no events that an unprivileged container gets; a scan is some dozens of small reads.
-const SCAN: Duration = Duration::from_secs(5);
 /// The first scan takes milliseconds.
 const FIRST_SCAN: Duration = Duration::from_secs(1);
 /// Pause before another look for a probe that is not there.
@@ -100,12 +98,22 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
 }
 
 impl Observer {
-    fn scan(&self, root: &Path) {
+    fn scan(&self, root: &Path, cause: Cause) {
         let found = sysfs::scan(root);
+        self.metrics.scanned(cause);
         let changed = self.picture.update(|state, revision, now| {
+            let before = state.node_facts(now).kernel_driver_version;
             let changed = state.facts.on_sysfs(found);
             if changed {
-                facts_changed(state, revision, now);
+                tracing::info!(?cause, "PCI functions, or the driver of one");
+                let same_driver = state.node_facts(now).kernel_driver_version == before;
+                if same_driver && state.facts.nvml().state == NvmlState::Ready {
+                    // A GPU that came or went shows in NVML's list a moment later: no fault until that was read again.
+                    state.unjudged = true;
+                    revision.facts += 1;
+                } else {
+                    facts_changed(state, revision, now);
+                }
             }
             changed
         });
@@ -116,11 +124,14 @@ impl Observer {
 
     /// On a thread of its own: some files are answered by the GPU's driver, and one that hangs would take the agent with it.
     fn follow_sysfs(self, root: &Path, scanned: &std::sync::mpsc::Sender<()>) {
+        let mut changes = Changes::of(root);
+        let mut cause = Cause::Start;
         loop {
-            self.scan(root);
+            changes.watch();
+            self.scan(root, cause);
             // Only the first is waited for.
             let _ = scanned.send(());
-            std::thread::sleep(SCAN);
+            cause = changes.wait();
         }
     }
 
@@ -220,6 +231,8 @@ impl Observer {
             if state.facts.on_inventory(inventory, now) {
                 tracing::info!(gpus, "NVML inventory");
                 facts_changed(state, revision, now);
+            } else if state.unjudged {
+                judge(state, now);
             }
         });
     }
@@ -345,7 +358,13 @@ fn ticks_every(period: Duration) -> Interval {
 }
 
 fn facts_changed(state: &mut State, revision: &mut Revision, now: Duration) {
+    judge(state, now);
+    revision.facts += 1;
+}
+
+/// PCI's view against NVML's.
+fn judge(state: &mut State, now: Duration) {
     let facts = state.node_facts(now);
     state.tracker.on_inventory(&facts);
-    revision.facts += 1;
+    state.unjudged = false;
 }

@@ -13,4 +13,5 @@ pub mod freshness;
 pub mod health;
 pub mod labels;
 pub mod placement;
+pub mod uevent;
 pub mod vgpu;

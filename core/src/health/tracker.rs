@@ -41,8 +41,10 @@ struct Record {
     /// The worst that the checks find now.
     finding: Option<Fault>,
     recovering: bool,
-    /// Its own driver binding went away, or it left NVML's list.
+    /// Its own driver binding went away, or it left NVML's list or the bus.
     went: bool,
+    /// PCI has shown it.
+    on_bus: bool,
     cleared_by: Option<String>,
     standing: Option<Standing>,
 }
@@ -234,9 +236,23 @@ impl Tracker {
             .filter(|f| f.driver.as_deref() != Some("nvidia"))
             .map(|f| f.address.as_str())
             .collect();
+        let on_bus: BTreeSet<&str> = self.facts.pci.iter().map(|f| f.address.as_str()).collect();
         let driver_went = self.driver_went;
         self.gpus.retain(|uuid, record| {
             if listed.contains(uuid.as_str()) {
+                let is_on_bus = record.pci_address.as_deref().is_some_and(|a| on_bus.contains(a));
+                // Where PCI was never seen, nothing can be missed in it.
+                if record.on_bus && !is_on_bus {
+                    record.went = true;
+                    record.hold(Fault {
+                        effect: Effect::Unhealthy,
+                        reason: Reason::GpuLost,
+                        message: "its PCI function is gone: restart the machine".into(),
+                        age: Duration::ZERO,
+                    });
+                    return true;
+                }
+                record.on_bus = is_on_bus;
                 if driver_went {
                     record.reset("the driver was loaded anew");
                 } else if record.went {
@@ -362,7 +378,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::{NvmlStatus, PciFunction};
+    use crate::facts::{NvidiaDriver, NvmlStatus, PciFunction};
 
     fn facts(state: NvmlState, gpus: &[u32]) -> NodeFacts {
         NodeFacts {
@@ -596,6 +612,43 @@ mod tests {
         tracker.on_inventory(&facts(NvmlState::Ready, &[0, 1]));
         assert_eq!(states(&tracker, 2)[1].0, GpuState::Verifying);
         assert_eq!(tracker.health(Duration::ZERO).missing_gpus, 0);
+    }
+
+    #[test]
+    fn a_gpu_that_left_the_bus_is_lost_until_it_is_back() {
+        let mut tracker = ready();
+        let mut unplugged = facts(NvmlState::Ready, &[0, 1]);
+        unplugged.pci.pop();
+        for _ in 0..2 {
+            tracker.on_inventory(&unplugged);
+            assert_eq!(states(&tracker, 1)[0].0, GpuState::Healthy);
+            assert_eq!(states(&tracker, 1)[1], (GpuState::Unhealthy, "GpuLost".into()));
+        }
+        tracker.on_inventory(&facts(NvmlState::Ready, &[0, 1]));
+        assert_eq!(states(&tracker, 2)[1].0, GpuState::Verifying);
+
+        // No PCI at all is no news of a GPU.
+        let mut tracker = Tracker::new();
+        unplugged.pci.clear();
+        tracker.on_inventory(&unplugged);
+        tracker.on_inventory(&unplugged);
+        assert_eq!(states(&tracker, 1)[1].0, GpuState::Healthy);
+    }
+
+    #[test]
+    fn an_excluded_gpu_is_not_missed() {
+        let mut held_back = facts(NvmlState::Ready, &[0]);
+        for (excluded, missing) in [(None, 1), (Some(0), 1), (Some(1), 0), (Some(2), 0)] {
+            held_back.driver = Some(NvidiaDriver {
+                version: "550.163.01".into(),
+                cuda_version: None,
+                nvml_version: None,
+                excluded_gpus: excluded,
+            });
+            let mut tracker = Tracker::new();
+            tracker.on_inventory(&held_back);
+            assert_eq!(tracker.health(Duration::ZERO).missing_gpus, missing, "{excluded:?}");
+        }
     }
 
     #[test]
