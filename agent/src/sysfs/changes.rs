@@ -58,7 +58,9 @@ impl Changes {
         let is_sysfs = statfs(root).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(SYSFS_MAGIC));
         let folder = (!is_sysfs).then(|| Folder::new(root)).transpose();
         match (&kernel, &folder) {
-            (Err(why), _) if is_sysfs => tracing::warn!(%why, "no events from the kernel: sysfs is scanned every {WITHOUT_EVENTS:?}"),
+            (Err(why), _) if is_sysfs => {
+                tracing::warn!(%why, "no events from the kernel: sysfs is scanned every {WITHOUT_EVENTS:?}")
+            }
             (_, Err(why)) => tracing::warn!(%why, "no inotify: the folder is scanned every {WITHOUT_EVENTS:?}"),
             _ => {}
         }
@@ -183,10 +185,19 @@ mod tests {
         let folder = Folder::new(root).unwrap();
         let gpu = root.join("bus/pci/devices/0000:10:00.0");
         let steps: [(&str, Box<dyn Fn()>); 5] = [
-            ("a bus", Box::new(|| fs::create_dir_all(root.join("bus/pci/devices")).unwrap())),
+            (
+                "a bus",
+                Box::new(|| fs::create_dir_all(root.join("bus/pci/devices")).unwrap()),
+            ),
             ("a function", Box::new(|| fs::create_dir(&gpu).unwrap())),
-            ("its class", Box::new(|| fs::write(gpu.join("class"), "0x030200").unwrap())),
-            ("its driver", Box::new(|| std::os::unix::fs::symlink("../x", gpu.join("driver")).unwrap())),
+            (
+                "its class",
+                Box::new(|| fs::write(gpu.join("class"), "0x030200").unwrap()),
+            ),
+            (
+                "its driver",
+                Box::new(|| std::os::unix::fs::symlink("../x", gpu.join("driver")).unwrap()),
+            ),
             ("it goes", Box::new(|| fs::remove_dir_all(&gpu).unwrap())),
         ];
         for (what, step) in steps {

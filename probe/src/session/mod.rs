@@ -159,7 +159,10 @@ impl Session {
                 .ok()
                 .and_then(|v| u32::try_from(v).ok())
                 .or(before.as_ref().and_then(|d| d.cuda_version)),
-            excluded_gpus: told.ok().map(|()| excluded).or(before.as_ref().and_then(|d| d.excluded_gpus)),
+            excluded_gpus: told
+                .ok()
+                .map(|()| excluded)
+                .or(before.as_ref().and_then(|d| d.excluded_gpus)),
             nvml_version: nvml_version.ok().or(before.and_then(|d| d.nvml_version)),
         };
         self.driver = Some(driver.clone());

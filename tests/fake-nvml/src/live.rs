@@ -1,6 +1,8 @@
 //! The state as it is now, and the gate that every call passes.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,10 +12,33 @@ use std::time::{Duration, Instant};
 use nvml_wrapper_sys::bindings::*;
 
 use crate::handle::Device;
-use crate::state::{Effect, Fault, Gpu, MigDevice, STATE_ENV, State};
+use crate::state::{CALLS_ENV, Effect, Fault, Gpu, MigDevice, STATE_ENV, State};
 
 /// Successful `nvmlInit` calls less `nvmlShutdown` calls.
 pub(crate) static INITIALISED: AtomicU32 = AtomicU32::new(0);
+
+/// GPUs that there were when the library was initialised, by UUID.
+static LISTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Initialising finds the GPUs.
+pub(crate) fn enumerate(state: &State) {
+    *LISTED.lock().unwrap_or_else(PoisonError::into_inner) = state.gpus.iter().map(|g| g.uuid.clone()).collect();
+}
+
+/// The state without GPUs that came later, where the driver lists but once.
+fn listed(state: Arc<State>) -> Arc<State> {
+    let is_open = INITIALISED.load(Ordering::SeqCst) > 0;
+    if !state.driver.lists_once || !is_open {
+        return state;
+    }
+    let listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.gpus.iter().all(|g| listed.contains(&g.uuid)) {
+        return state;
+    }
+    let mut state = State::clone(&state);
+    state.gpus.retain(|g| listed.contains(&g.uuid));
+    Arc::new(state)
+}
 
 /// What tells one version of the file from the next: (device, inode, size, mtime).
 type Stamp = (u64, u64, u64, i64, i64);
@@ -97,8 +122,22 @@ fn is_due(fault: &Fault) -> bool {
     })
 }
 
+/// Writes down the call where somebody counts: a line a call.
+fn count(function: &str) {
+    static CALLS: OnceLock<Option<File>> = OnceLock::new();
+    let calls = CALLS.get_or_init(|| {
+        let path = std::env::var_os(CALLS_ENV)?;
+        File::options().create(true).append(true).open(path).ok()
+    });
+    if let Some(mut calls) = calls.as_ref() {
+        // One write a line: they stay whole whoever else writes.
+        let _ = calls.write_all(format!("{function}\n").as_bytes());
+    }
+}
+
 /// The one gate: every exported function goes through here, first thing, and gets the state to answer from.
 pub(crate) fn gate(function: &str, gpu: Option<usize>) -> Result<Arc<State>, nvmlReturn_t> {
+    count(function);
     let state = now()?;
     for fault in state.faults.iter().filter(|f| applies(f, function, gpu)) {
         if !is_due(fault) {
@@ -130,7 +169,7 @@ pub(crate) fn gate_open(function: &str, gpu: Option<usize>) -> Result<Arc<State>
     if !state.driver.loaded {
         return Err(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
     }
-    Ok(state)
+    Ok(listed(state))
 }
 
 /// What a device handle stands for.
