@@ -1,11 +1,14 @@
 //! Keeps the picture up to date: a scan of sysfs, and four conversations with the probe that do not wait for each other, so that an XID
 //! gets through while a reading hangs.
 
+#[cfg(test)]
+mod soak;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::facts::{GpuEvent, NvmlState, NvmlStatus, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
@@ -183,21 +186,23 @@ impl Observer {
         loop {
             match events.next().await? {
                 Told::State(status) => self.on_state(status),
-                Told::Event(event) => {
-                    tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
-                    self.picture.update(|state, revision, now| {
-                        // Both reports of one fault count for health: the second may tell more.
-                        state.tracker.on_event(&event);
-                        if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
-                            state.ring.push(event, now);
-                            revision.events += 1;
-                        }
-                    });
-                    // The driver may ask for something, or errors were counted.
-                    self.recheck.notify_one();
-                }
+                Told::Event(event) => self.on_event(event),
             }
         }
+    }
+
+    fn on_event(&self, event: GpuEvent) {
+        tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
+        self.picture.update(|state, revision, now| {
+            // Both reports of one fault count for health: the second may tell more.
+            state.tracker.on_event(&event);
+            if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
+                state.ring.push(event, now);
+                revision.events += 1;
+            }
+        });
+        // The driver may ask for something, or errors were counted.
+        self.recheck.notify_one();
     }
 
     async fn follow_inventory(self) {

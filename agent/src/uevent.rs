@@ -65,6 +65,22 @@ fn in_initial_user_namespace(uid_map: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    #[test]
+    fn the_kernel_is_heard_and_what_is_no_gpu_does_not_count() {
+        // A word about nothing: that the null device is there.
+        let say = || std::fs::write("/sys/class/mem/null/uevent", "change");
+        let socket = match (Socket::open(), say()) {
+            (Ok(socket), Ok(())) => socket,
+            (Err(why), _) | (_, Err(why)) => return eprintln!("skipped: {why}; root on a machine of its own can"),
+        };
+        say().unwrap();
+        let mut readable = [PollFd::new(&socket, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+        assert_eq!(poll(&mut readable, Some(&patience)), Ok(1));
+        assert!(!socket.take());
+    }
 
     #[test]
     fn a_user_namespace_is_known_by_its_map() {

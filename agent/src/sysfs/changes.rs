@@ -184,21 +184,17 @@ mod tests {
         let root = dir.path();
         let folder = Folder::new(root).unwrap();
         let gpu = root.join("bus/pci/devices/0000:10:00.0");
-        let steps: [(&str, Box<dyn Fn()>); 5] = [
-            (
-                "a bus",
-                Box::new(|| fs::create_dir_all(root.join("bus/pci/devices")).unwrap()),
-            ),
-            ("a function", Box::new(|| fs::create_dir(&gpu).unwrap())),
-            (
-                "its class",
-                Box::new(|| fs::write(gpu.join("class"), "0x030200").unwrap()),
-            ),
-            (
-                "its driver",
-                Box::new(|| std::os::unix::fs::symlink("../x", gpu.join("driver")).unwrap()),
-            ),
-            ("it goes", Box::new(|| fs::remove_dir_all(&gpu).unwrap())),
+        let add_bus = || fs::create_dir_all(root.join("bus/pci/devices")).unwrap();
+        let add_function = || fs::create_dir(&gpu).unwrap();
+        let add_class = || fs::write(gpu.join("class"), "0x030200").unwrap();
+        let bind = || std::os::unix::fs::symlink("../x", gpu.join("driver")).unwrap();
+        let remove = || fs::remove_dir_all(&gpu).unwrap();
+        let steps: [(&str, &dyn Fn()); 5] = [
+            ("a bus", &add_bus),
+            ("a function", &add_function),
+            ("its class", &add_class),
+            ("its driver", &bind),
+            ("it goes", &remove),
         ];
         for (what, step) in steps {
             folder.watch();

@@ -14,6 +14,8 @@ mod gpu;
 mod mig;
 mod profile;
 mod sample;
+#[cfg(test)]
+mod soak;
 mod told;
 
 use std::path::{Path, PathBuf};
