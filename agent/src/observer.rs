@@ -314,10 +314,13 @@ impl Observer {
             return self.on_state(answer.status);
         }
         self.metrics.rounds.inc();
-        self.picture.update(|state, revision, now| {
+        let others_are_lost = self.picture.update(|state, revision, now| {
             for (uuid, error) in &answer.found.lost {
                 state.tracker.on_lost(uuid, error);
             }
+            let lost: Vec<String> = answer.found.lost.into_iter().map(|(uuid, _)| uuid).collect();
+            let others_are_lost = state.lost != lost;
+            state.lost = lost;
             state.samples = answer
                 .found
                 .samples
@@ -327,7 +330,11 @@ impl Observer {
             let samples = state.samples.values().map(|(sample, _)| sample);
             state.tracker.on_samples(samples, now);
             revision.samples += 1;
+            others_are_lost
         });
+        if others_are_lost {
+            self.look.notify_one();
+        }
     }
 
     async fn release(&self) -> Result<(), NoAnswer> {

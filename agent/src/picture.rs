@@ -49,6 +49,8 @@ pub struct State {
     pub samples: BTreeMap<String, (GpuSample, Duration)>,
     /// Calls that the probe left behind.
     pub stuck_calls: u32,
+    /// UUIDs that the last round of readings found lost.
+    pub lost: Vec<String>,
     /// PCI functions changed since health was judged last.
     pub unjudged: bool,
     /// Health as of the last change of its revision.
