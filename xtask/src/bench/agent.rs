@@ -56,6 +56,8 @@ pub struct Report {
     pub inventory: Inventory,
     /// Cause to effect.
     pub latency: Latencies,
+    /// Folder of the programs: that of their build profile.
+    pub build: String,
     /// What it was measured on.
     pub machine: String,
     /// In what circumstances.
@@ -160,6 +162,7 @@ async fn measure(cluster: &Cluster, args: &Args) -> anyhow::Result<Report> {
         node_writes: after.1 - before.1,
         inventory: inventory::measure(&programs, &cluster.state().join("inventory"), GPUS).await?,
         latency: latency::measure(cluster, cluster.namespace()).await?,
+        build: programs.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         machine: machine(),
         note: args.note.clone(),
     })

@@ -66,11 +66,12 @@ pub fn table(r: &Report) -> String {
     ];
     let note = r.note.as_deref().map(|note| format!(" {note}")).unwrap_or_default();
     format!(
-        "{}\n\n{}\n\n{} GPUs a node, 1 Hz, {:.0} s, release build, {}.{note}\n",
+        "{}\n\n{}\n\n{} GPUs a node, 1 Hz, {:.0} s, {} build, {}.{note}\n",
         rows.join("\n"),
         times.join("\n"),
         r.gpus,
         r.seconds,
+        r.build,
         r.machine
     )
 }
