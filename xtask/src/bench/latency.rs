@@ -53,7 +53,7 @@ pub async fn measure(cluster: &Cluster, namespace: &str) -> anyhow::Result<Laten
     let (mut pci, mut driver, mut exclusion, mut condition) = (vec![], vec![], vec![], vec![]);
     for round in 0..ROUNDS {
         for name in NODES {
-            watch.until(name, |node| is_ready(node, "True")).await?;
+            watch.now(name, |node| is_ready(node, "True")).await?;
             let (out, told) = xid(cluster, namespace, &mut watch, name).await?;
             exclusion.push(out);
             condition.push(told);
@@ -118,7 +118,7 @@ async fn new_driver(
 async fn plugged(cluster: &Cluster, watch: &mut Watch) -> anyhow::Result<Duration> {
     let link = cluster.node(BARE)?.sys().join("bus/pci/devices").join(FUNCTION);
     let has_label = |node: &Node| node.labels().keys().any(|key| key.starts_with(PCI_LABELS));
-    watch.until(BARE, has_label).await?;
+    watch.now(BARE, has_label).await?;
     std::fs::remove_file(&link).with_context(|| format!("cannot remove {}", link.display()))?;
     watch.until(BARE, |node| !has_label(node)).await?;
     let at = Instant::now();
@@ -160,19 +160,25 @@ impl Watch {
         }
     }
 
-    /// When a node was first seen to be so, of all that has not been looked at yet; the last look counts as well.
-    async fn until(&mut self, name: &str, is_so: impl Fn(&Node) -> bool) -> anyhow::Result<Instant> {
-        if let Some((at, node)) = self.latest.get(name)
-            && self.news.is_empty()
-            && is_so(node)
-        {
-            return Ok(*at);
+    /// Waits until a node is so, and has nothing in hand that is older: the state before a cause.
+    async fn now(&mut self, name: &str, is_so: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
+        while let Ok((at, node)) = self.news.try_recv() {
+            self.latest.insert(node.name_any(), (at, node));
         }
+        if self.latest.get(name).is_some_and(|(_, node)| is_so(node)) {
+            return Ok(());
+        }
+        self.until(name, is_so).await.map(drop)
+    }
+
+    /// When a node was first seen to be so since [`Self::now`].
+    async fn until(&mut self, name: &str, is_so: impl Fn(&Node) -> bool) -> anyhow::Result<Instant> {
         let begun = Instant::now();
         loop {
             let left = PATIENCE.saturating_sub(begun.elapsed());
             let Ok(Some((at, node))) = tokio::time::timeout(left, self.news.recv()).await else {
-                bail!("{name} is not as expected: {:?}", self.latest.get(name));
+                let labels = self.latest.get(name).map(|(_, node)| node.labels());
+                bail!("{name} is not as expected: {labels:?}");
             };
             let found = (node.name_any() == name && is_so(&node)).then_some(at);
             self.latest.insert(node.name_any(), (at, node));
