@@ -107,6 +107,7 @@ mod tests {
                 version: "550.163.01".into(),
                 cuda_version: None,
                 nvml_version: None,
+                excluded_gpus: None,
             }),
             gpus: vec![Gpu {
                 uuid: uuid.into(),

@@ -1,7 +1,7 @@
 //! berth-agent: tells the controller what this node's hardware is, how healthy and how busy. It has no privilege and no Kubernetes rights.
 //!
 //! ```text
-//! sysfs ──────────────────────────────┐
+//! sysfs ─► scan on the kernel's word ──┐
 //! probe's socket ─► probe (4 tasks) ──┴─► observer ─► picture ─► link (one stream) ─► controller
 //!                                                        └─────► http: /livez /readyz /metrics
 //! ```
@@ -25,6 +25,7 @@ mod probe;
 mod ring;
 mod session;
 mod sysfs;
+mod uevent;
 mod xids;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

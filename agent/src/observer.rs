@@ -1,11 +1,14 @@
 //! Keeps the picture up to date: a scan of sysfs, and five conversations with the probe that do not wait for each other, so that an XID
 //! gets through while a reading hangs.
 
+#[cfg(test)]
+mod soak;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{GpuSample, NvmlState, NvmlStatus, Round, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Round, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
 use berth_core::freshness;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
@@ -15,10 +18,8 @@ use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
 use crate::pods;
 use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
-use crate::sysfs;
+use crate::sysfs::{self, Cause, Changes};
 
-/// Sysfs has no events that an unprivileged container gets; a scan is some dozens of small reads.
-const SCAN: Duration = Duration::from_secs(5);
 /// The first scan takes milliseconds.
 const FIRST_SCAN: Duration = Duration::from_secs(1);
 /// Pause before another look for a probe that is not there.
@@ -127,13 +128,23 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
 }
 
 impl Observer {
-    fn scan(&self, root: &Path, nvswitches: u32) {
+    fn scan(&self, root: &Path, nvswitches: u32, cause: Cause) {
         let found = sysfs::scan(root);
         let pci = sysfs::pci::readings(root, &found.pci, nvswitches);
+        self.metrics.scanned(cause);
         let changed = self.picture.update(|state, revision, now| {
+            let before = state.node_facts(now).kernel_driver_version;
             let changed = state.facts.on_sysfs(found);
             if changed {
-                facts_changed(state, revision, now);
+                tracing::info!(?cause, "PCI functions, or the driver of one");
+                let same_driver = state.node_facts(now).kernel_driver_version == before;
+                if same_driver && state.facts.nvml().state == NvmlState::Ready {
+                    // A GPU that came or went shows in NVML's list a moment later: no fault until that was read again.
+                    state.unjudged = true;
+                    revision.facts += 1;
+                } else {
+                    facts_changed(state, revision, now);
+                }
             }
             state.tracker.on_pci(&pci, now);
             changed
@@ -146,11 +157,14 @@ impl Observer {
     /// On a thread of its own: some files are answered by the GPU's driver, and one that hangs would take the agent with it.
     fn follow_sysfs(self, root: &Path, scanned: &std::sync::mpsc::Sender<()>) {
         let nvswitches = sysfs::pci::nvswitches(root);
+        let mut changes = Changes::of(root);
+        let mut cause = Cause::Start;
         loop {
-            self.scan(root, nvswitches);
+            changes.watch();
+            self.scan(root, nvswitches, cause);
             // Only the first is waited for.
             let _ = scanned.send(());
-            std::thread::sleep(SCAN);
+            cause = changes.wait();
         }
     }
 
@@ -202,23 +216,25 @@ impl Observer {
         loop {
             match events.next().await? {
                 Told::State(status) => self.on_state(status),
-                Told::Event(event) => {
-                    tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
-                    self.picture.update(|state, revision, now| {
-                        // Both reports of one fault count for health: the second may tell more.
-                        state.tracker.on_event(&event, now);
-                        if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
-                            state.xids.on_event(&event, now);
-                            self.metrics.events.inc();
-                            state.ring.push(event, now);
-                            revision.events += 1;
-                        }
-                    });
-                    // The driver may ask for something, or errors were counted.
-                    self.recheck.notify_one();
-                }
+                Told::Event(event) => self.on_event(event),
             }
         }
+    }
+
+    fn on_event(&self, event: GpuEvent) {
+        tracing::warn!(kind = ?event.kind, uuid = event.uuid, pci = event.pci_address, "GPU event");
+        self.picture.update(|state, revision, now| {
+            // Both reports of one fault count for health: the second may tell more.
+            state.tracker.on_event(&event, now);
+            if event.source != SOURCE_KERNEL_LOG_EARLIER && state.recent.is_new(&event, now) {
+                state.xids.on_event(&event, now);
+                self.metrics.events.inc();
+                state.ring.push(event, now);
+                revision.events += 1;
+            }
+        });
+        // The driver may ask for something, or errors were counted.
+        self.recheck.notify_one();
     }
 
     async fn follow_inventory(self) {
@@ -252,6 +268,8 @@ impl Observer {
             if state.facts.on_inventory(inventory, now) {
                 tracing::info!(gpus, "NVML inventory");
                 facts_changed(state, revision, now);
+            } else if state.unjudged {
+                judge(state, now);
             }
         });
     }
@@ -373,10 +391,13 @@ impl Observer {
             return self.on_state(answer.status);
         }
         self.metrics.rounds.inc();
-        self.picture.update(|state, revision, now| {
+        let others_are_lost = self.picture.update(|state, revision, now| {
             for (uuid, error) in &answer.found.lost {
                 state.tracker.on_lost(uuid, error);
             }
+            let lost: Vec<String> = answer.found.lost.into_iter().map(|(uuid, _)| uuid).collect();
+            let others_are_lost = state.lost != lost;
+            state.lost = lost;
             let mut samples = answer.found.samples;
             let before = |s: &GpuSample| state.samples.get(&s.uuid).and_then(|(s, _)| s.compute_processes);
             if samples.iter().any(|s| before(s) != s.compute_processes) {
@@ -390,7 +411,11 @@ impl Observer {
             let samples = state.samples.values().map(|(sample, _)| sample);
             state.tracker.on_samples(samples, now);
             revision.samples += 1;
+            others_are_lost
         });
+        if others_are_lost {
+            self.look.notify_one();
+        }
     }
 
     /// Tells the probe. `Ok(false)`: it was told, and cannot do it yet.
@@ -440,7 +465,13 @@ fn ticks_every(period: Duration) -> Interval {
 }
 
 fn facts_changed(state: &mut State, revision: &mut Revision, now: Duration) {
+    judge(state, now);
+    revision.facts += 1;
+}
+
+/// PCI's view against NVML's.
+fn judge(state: &mut State, now: Duration) {
     let facts = state.node_facts(now);
     state.tracker.on_inventory(&facts);
-    revision.facts += 1;
+    state.unjudged = false;
 }

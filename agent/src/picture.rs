@@ -61,6 +61,10 @@ pub struct State {
     pub xids: Xids,
     /// Calls that the probe left behind.
     pub stuck_calls: u32,
+    /// UUIDs that the last round of readings found lost.
+    pub lost: Vec<String>,
+    /// PCI functions changed since health was judged last.
+    pub unjudged: bool,
     /// Health as of the last change of its revision.
     told: NodeHealth,
 }

@@ -71,6 +71,11 @@ pub struct PciFunction {
     pub sriov_total_vfs: Option<u32>,
 }
 
+/// Classes of PCI functions that are of interest: display (03), processing accelerators (12), co-processors (0b40).
+pub fn is_wanted_class(class: u32) -> bool {
+    matches!(class >> 16, 0x03 | 0x12) || class >> 8 == 0x0b40
+}
+
 impl PciFunction {
     /// Base class 03: VGA (0300), 3D controller (0302), other display.
     pub fn is_display(&self) -> bool {
@@ -139,6 +144,9 @@ pub struct NvidiaDriver {
     pub cuda_version: Option<u32>,
     /// Source: `nvmlSystemGetNVMLVersion`.
     pub nvml_version: Option<String>,
+    /// GPUs that the driver was told to keep from everybody: bound to it and not listed. Source: `nvmlGetExcludedDeviceCount`.
+    #[serde(default)]
+    pub excluded_gpus: Option<u32>,
 }
 
 /// One physical GPU as NVML reports it.

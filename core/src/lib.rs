@@ -18,4 +18,5 @@ pub mod labels;
 pub mod placement;
 pub mod pods;
 pub mod sampling;
+pub mod uevent;
 pub mod vgpu;

@@ -11,7 +11,11 @@
 //!
 //! That the driver was let go of outlives the process, as a file beside the socket: a probe that starts anew in the middle of an upgrade
 //! does not take it again.
+//!
+//! Where it is not open, signs (the kernel's word, a file, a mount) say when to try, and time in case there was none. Where it is open, it is
+//! opened anew when the driver takes or gives up a GPU.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,12 +25,13 @@ use tokio::sync::{mpsc, oneshot};
 use crate::args::Serve;
 use crate::feed::{Feed, Item};
 use crate::inforom::{self, Validation};
-use crate::library::{Found, Search};
-use crate::pace;
+use crate::library::{DEVICES, Found, Search};
 use crate::processes::OnGpu;
 use crate::session::{Broken, Inventory, Readings, Session};
+use crate::signs::{Sign, Signs};
 use crate::watcher::{self, Leaving, Watcher};
 use crate::worker::{CallClock, NoAnswer, Worker};
+use crate::{bound, pace, system_events};
 
 /// An answer, with the state it was given in.
 #[derive(Debug, Clone)]
@@ -115,7 +120,12 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
     let (send, commands) = mpsc::channel(QUEUE);
     let letting_go = args.socket.with_extension(LETTING_GO);
     let (back, came_back) = mpsc::unbounded_channel();
+    // One that waits says as much as many.
+    let (news, bindings) = mpsc::channel(1);
     let keeper = Keeper {
+        signs: Signs::new(),
+        sysfs: args.sysfs_root.clone(),
+        news,
         search: Search::new(args.nvml_lib.clone(), args.driver_root.clone()),
         call_timeout: args.call_timeout,
         slow_call_timeout: args.slow_call_timeout,
@@ -126,20 +136,29 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
         next_id: 1,
         worker: None,
         stuck: Vec::new(),
-        watcher: None,
+        watchers: Vec::new(),
+        bound: BTreeSet::new(),
         leaving: Vec::new(),
         status: NvmlStatus::default(),
         seen: None,
         try_at: Instant::now(),
+        eager_until: Instant::now(),
+        told: false,
         hangs: 0,
         let_go: letting_go.exists(),
         letting_go,
     };
-    tokio::spawn(keeper.run(commands, came_back));
+    tokio::spawn(keeper.run(commands, came_back, bindings));
     Handle(send)
 }
 
 struct Keeper {
+    signs: Signs,
+    /// Whether all that is waited for can be: signs tell of every file.
+    told: bool,
+    sysfs: PathBuf,
+    /// How a watcher says that the driver took or gives up a GPU.
+    news: mpsc::Sender<()>,
     search: Search,
     call_timeout: Duration,
     slow_call_timeout: Duration,
@@ -153,13 +172,17 @@ struct Keeper {
     /// The thread that calls are made on. `None`: none was needed yet, or the last one is stuck.
     worker: Option<Worker>,
     stuck: Vec<Worker>,
-    watcher: Option<Watcher>,
+    watchers: Vec<Watcher>,
+    /// Functions that the driver served when NVML was opened.
+    bound: BTreeSet<String>,
     leaving: Vec<Leaving>,
     status: NvmlStatus,
     /// What the last look at the file system found, when it led to a try.
     seen: Option<Found>,
     /// When to try next if nothing changes before.
     try_at: Instant,
+    /// Until then, failures are soon tried again.
+    eager_until: Instant,
     /// Hangs since NVML was ready last.
     hangs: u32,
     /// The driver is not to be held.
@@ -169,12 +192,19 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut came_back: mpsc::UnboundedReceiver<u64>) {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut came_back: mpsc::UnboundedReceiver<u64>,
+        mut bindings: mpsc::Receiver<()>,
+    ) {
         loop {
             self.keep_open().await;
             tokio::select! {
                 biased;
                 Some(id) = came_back.recv() => self.take_back(id).await,
+                Some(()) = bindings.recv() => self.reopen("NVML tells of a driver binding").await,
+                sign = self.signs.next(self.is_looking()) => self.on_sign(sign).await,
                 command = commands.recv() => match command {
                     Some(command) => self.answer(command).await,
                     None => return,
@@ -185,17 +215,83 @@ impl Keeper {
     }
 
     fn pause(&self) -> Duration {
+        let look = if self.told { pace::LOOK_WITH_SIGNS } else { pace::LOOK };
         match self.status.state {
             NvmlState::Ready | NvmlState::Released => pace::IDLE,
             NvmlState::Hung => pace::HUNG.min(self.call_timeout),
-            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable | NvmlState::ReleaseBlocked => {
-                pace::LOOK
-            }
+            NvmlState::ReleaseBlocked => pace::LOOK,
+            NvmlState::NoLibrary | NvmlState::Unknown | NvmlState::ProbeUnavailable => look,
             NvmlState::NoDriver | NvmlState::VersionMismatch | NvmlState::Error => {
                 let until_try = self.try_at.saturating_duration_since(Instant::now());
-                until_try.clamp(pace::SHORTEST_PAUSE, pace::LOOK)
+                until_try.clamp(pace::SHORTEST_PAUSE, look)
             }
         }
+    }
+
+    /// Whether a file may change anything.
+    fn is_looking(&self) -> bool {
+        match self.status.state {
+            NvmlState::Ready | NvmlState::Released | NvmlState::ReleaseBlocked | NvmlState::Hung => false,
+            NvmlState::Unknown
+            | NvmlState::NoLibrary
+            | NvmlState::NoDriver
+            | NvmlState::VersionMismatch
+            | NvmlState::ProbeUnavailable
+            | NvmlState::Error => true,
+        }
+    }
+
+    async fn on_sign(&mut self, sign: Sign) {
+        tokio::time::sleep(pace::BURST).await;
+        self.signs.forget();
+        match sign {
+            // What is there now is looked at anyhow.
+            Sign::Files => {}
+            Sign::Kernel => {
+                self.seen = None;
+                self.eager_until = Instant::now() + pace::EAGER;
+                self.compare_bound().await;
+            }
+        }
+    }
+
+    /// NVML lists the GPUs that it found when it was opened. Those that the driver serves may be others by now.
+    async fn compare_bound(&mut self) {
+        if self.status.state == NvmlState::Ready && bound::functions(&self.sysfs) != self.bound {
+            self.reopen("the driver serves other functions").await;
+        }
+    }
+
+    /// Closes NVML and opens it again. Who asks meanwhile waits, so that the state between is nobody's.
+    async fn reopen(&mut self, why: &str) {
+        if self.status.state != NvmlState::Ready {
+            return;
+        }
+        tracing::info!(why, "NVML is opened anew");
+        self.close().await;
+        self.holders_gone().await;
+        if self.status.state != NvmlState::Ready {
+            return;
+        }
+        let found = self.search.look();
+        self.open(found).await;
+        if self.status.state == NvmlState::Ready {
+            // No other state, but perhaps another inventory.
+            self.feed.tell(Item::State(self.status.clone()));
+        }
+    }
+
+    /// Waits for threads that were asked to let go of the library, no longer than their last call may take.
+    async fn holders_gone(&mut self) {
+        let patience = Instant::now() + watcher::WAIT + self.call_timeout;
+        let holds = |keeper: &Self| {
+            keeper.leaving.iter().any(|w| !w.has_ended()) || keeper.validations().any(|v| !v.has_ended())
+        };
+        while holds(self) && Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.leaving.retain(|w| !w.has_ended());
+        let _ = self.left_validation.take_if(|v| v.has_ended());
     }
 
     async fn answer(&mut self, command: Command) {
@@ -214,6 +310,7 @@ impl Keeper {
                 let _ = reply.send(self.with_state(found));
             }
             Command::Inventory(reply) => {
+                self.compare_bound().await;
                 let found = self.read(Session::inventory).await;
                 let _ = reply.send(self.with_state(found));
             }
@@ -236,7 +333,7 @@ impl Keeper {
 
     fn with_state<T>(&self, found: Option<T>) -> Answer<T> {
         let watchers = self.leaving.iter().filter(|w| w.is_stuck(self.call_timeout)).count()
-            + usize::from(self.watcher.as_ref().is_some_and(|w| w.is_stuck(self.call_timeout)))
+            + self.watchers.iter().filter(|w| w.is_stuck(self.call_timeout)).count()
             + self
                 .validations()
                 .filter(|v| v.is_stuck(self.slow_call_timeout))
@@ -351,6 +448,8 @@ impl Keeper {
             | NvmlState::VersionMismatch
             | NvmlState::ProbeUnavailable
             | NvmlState::Error => {
+                // First, so that nothing falls in between.
+                self.told = self.signs.watch(self.search.folders(), DEVICES);
                 let found = self.search.look();
                 let changed = self.seen.as_ref() != Some(&found);
                 if found.libraries.is_empty() {
@@ -381,7 +480,9 @@ impl Keeper {
         }
         let Some(worker) = &self.worker else { return };
         let start = Instant::now();
-        let feed = self.feed.clone();
+        let (feed, news) = (self.feed.clone(), self.news.clone());
+        // Before NVML looks: a change in between is one more reason to look.
+        self.bound = bound::functions(&self.sysfs);
         // Initialising attaches every GPU, which without persistence mode takes a second each, in one call.
         let allowed = self.patience() * 2;
         let asked = worker
@@ -390,25 +491,28 @@ impl Keeper {
                 let mut session = Session::open(&candidates, clock)?;
                 // "Ready" is a promise: the readings must come, too, before it is given (again).
                 session.sample(clock)?;
-                let watcher = Watcher::start(&session, clock, feed).unwrap_or_else(|error| {
+                let bindings = system_events::watch(&session, clock, feed.clone(), news);
+                let faults = Watcher::start(&session, clock, feed).unwrap_or_else(|error| {
                     tracing::warn!(%error, "no events from this driver");
                     None
                 });
                 let library = session.library.clone();
                 *slot = Some(session);
-                Ok::<_, NvmlStatus>((watcher, library))
+                Ok::<_, NvmlStatus>(([bindings, faults], library))
             })
             .await;
         match asked {
-            Ok(Ok((watcher, library))) => {
+            Ok(Ok((watchers, library))) => {
                 tracing::info!(library = %library.display(), "NVML is open");
-                self.retire_watcher();
-                self.watcher = watcher;
+                self.retire_watchers();
+                self.watchers.extend(watchers.into_iter().flatten());
                 self.hangs = 0;
                 self.set(NvmlState::Ready, "");
             }
             Ok(Err(status)) => {
-                self.try_at = Instant::now() + pace::after_failure(start.elapsed());
+                let took = start.elapsed();
+                let is_eager = start < self.eager_until;
+                self.try_at = Instant::now() + pace::after_failure(if is_eager { Duration::ZERO } else { took });
                 self.set(status.state, status.message);
             }
             Err(no_answer) => self.lose_worker(no_answer),
@@ -417,7 +521,7 @@ impl Keeper {
 
     /// Leaves the current thread behind.
     fn lose_worker(&mut self, why: NoAnswer) {
-        self.retire_watcher();
+        self.retire_watchers();
         let worker = self.worker.take();
         let released = self.let_go;
         match why {
@@ -462,8 +566,8 @@ impl Keeper {
     }
 
     /// The threads that share the session's library are asked to let go of it.
-    fn retire_watcher(&mut self) {
-        self.leaving.extend(self.watcher.take().map(Watcher::stop));
+    fn retire_watchers(&mut self) {
+        self.leaving.extend(self.watchers.drain(..).map(Watcher::stop));
         if let Some(validation) = self.validation.take_if(|v| !v.has_ended()) {
             validation.stop();
             self.left_validation = Some(validation);
@@ -474,7 +578,7 @@ impl Keeper {
 
     /// Closes the session, if any, within the deadline.
     async fn close(&mut self) {
-        self.retire_watcher();
+        self.retire_watchers();
         let Some(worker) = &self.worker else { return };
         if let Err(no_answer) = close(worker, self.call_timeout).await {
             self.lose_worker(no_answer);
@@ -487,15 +591,7 @@ impl Keeper {
             tracing::warn!(%error, "a probe that starts anew will take the driver again");
         }
         self.close().await;
-        let patience = Instant::now() + watcher::WAIT + self.call_timeout;
-        let holds = |keeper: &Self| {
-            keeper.leaving.iter().any(|w| !w.has_ended()) || keeper.validations().any(|v| !v.has_ended())
-        };
-        while holds(self) && Instant::now() < patience {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        self.leaving.retain(|w| !w.has_ended());
-        let _ = self.left_validation.take_if(|v| v.has_ended());
+        self.holders_gone().await;
         self.say_released();
         Release {
             released: self.status.state == NvmlState::Released,

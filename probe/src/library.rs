@@ -1,5 +1,6 @@
 //! Where the driver's library is: on a plain host, in a driver container's root, in the places of managed distributions.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -25,6 +26,8 @@ const FOLDERS: [&str; 10] = [
 
 /// Files whose coming or going says that the kernel driver came or went.
 const DRIVER_SIGNS: [&str; 3] = ["/sys/module/nvidia", "/proc/driver/nvidia/version", "/dev/nvidiactl"];
+/// Where the last of them appears.
+pub const DEVICES: &str = "/dev";
 
 /// Symbolic links that are followed before a path counts as a loop.
 const MAX_LINKS: usize = 16;
@@ -80,6 +83,35 @@ impl Search {
         }
         found
     }
+
+    /// Folders in which something happens when a library comes: those searched, or the deepest there is of the way to one.
+    pub fn folders(&self) -> BTreeSet<PathBuf> {
+        if !self.exactly.is_empty() {
+            return self
+                .exactly
+                .iter()
+                .filter_map(|file| deepest(Path::new("/"), file.parent()?))
+                .collect();
+        }
+        let roots = self.roots.iter();
+        roots
+            .flat_map(|root| {
+                FOLDERS
+                    .iter()
+                    .filter_map(move |folder| deepest(root, Path::new(folder)))
+            })
+            .collect()
+    }
+}
+
+/// The deepest folder that is there, of `folder` and those it is in.
+fn deepest(root: &Path, folder: &Path) -> Option<PathBuf> {
+    folder
+        .ancestors()
+        .filter_map(|ancestor| resolve(root, ancestor))
+        .find(|path| path.is_dir())
+        // Of a root that comes later, where it will be; of one further away, only time tells.
+        .or_else(|| root.parent().map(Path::to_path_buf))
 }
 
 /// Follows symbolic links as a process with this root would: an absolute link of a mounted host file system starts at the mount.
@@ -155,6 +187,25 @@ mod tests {
         let second = search.look();
         assert_eq!(second.libraries, [on_host, real]);
         assert_ne!(first, second);
+    }
+
+    #[test]
+    fn folders_to_watch_get_deeper_as_they_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let search = Search::new(Vec::new(), vec![root.clone()]);
+        assert_eq!(search.folders(), [dir.path().into()].into());
+        fs::create_dir_all(root.join("usr")).unwrap();
+        assert_eq!(search.folders(), [root.clone(), root.join("usr")].into());
+        fs::create_dir_all(root.join("opt/driver")).unwrap();
+        symlink("/opt/driver", root.join("usr/lib64")).unwrap();
+        assert!(
+            search.folders().contains(&root.join("opt/driver")),
+            "{:?}",
+            search.folders()
+        );
+        let exactly = Search::new(vec![root.join("opt/driver/nvml.so")], vec![]);
+        assert_eq!(exactly.folders(), [root.join("opt/driver")].into());
     }
 
     #[test]

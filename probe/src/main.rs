@@ -3,7 +3,7 @@
 //! ```text
 //! socket ─► service ─► keeper (one task, owns the state) ─► worker (OS thread) ─► session ─► NVML
 //!           │  ▲                                               │ registers
-//!           │  └──────────── feed ◄──────────── watcher (OS thread) ◄── NVML events
+//!           │  └──────────── feed ◄──────────── watcher, system_events (OS threads) ◄── NVML events
 //!           │                  ▲
 //!           │                  └──────── kernel_log (OS thread) ◄── /dev/kmsg
 //!           └─► pods ─► podresources ─► kubelet's socket
@@ -14,10 +14,11 @@
 //! deadline, leaves a thread behind that does not come back (at most two), and goes on answering.
 //!
 //! `unsafe` is what it takes to call those parts of NVML that `nvml-wrapper` does not wrap, to hand an event set from one thread to
-//! another, and to leave the process without running a stuck library's destructors.
+//! another, to have the runtime wait for descriptors, and to leave the process without running a stuck library's destructors.
 #![allow(unsafe_code)]
 
 mod args;
+mod bound;
 mod fabric_manager;
 mod feed;
 mod inforom;
@@ -30,6 +31,8 @@ mod pods;
 mod processes;
 mod service;
 mod session;
+mod signs;
+mod system_events;
 mod vgpu;
 mod watcher;
 mod worker;

@@ -4,8 +4,15 @@ use std::time::Duration;
 
 /// Threads that may be left behind in stuck calls. A third would find the same lock.
 pub const MAX_STUCK: usize = 2;
-/// Look at the file system for a driver this often. With the try itself, labels follow a new driver within half a second.
+/// Look at the file system for a driver this often where nothing tells of one. With the try itself, labels follow a new driver within half a
+/// second.
 pub const LOOK: Duration = Duration::from_millis(200);
+/// The same where signs tell: in case one was missed.
+pub const LOOK_WITH_SIGNS: Duration = Duration::from_secs(10);
+/// Signs come in bursts, and a busy folder is looked at no more often than this.
+pub const BURST: Duration = Duration::from_millis(50);
+/// For this long after the kernel's word of a driver, tries that fail are made again as soon as may be: its device nodes come after it.
+pub const EAGER: Duration = Duration::from_secs(3);
 /// While NVML answers or is let go of, nothing is to be done but what is asked; this only clears away threads that have ended.
 pub const IDLE: Duration = Duration::from_secs(60);
 /// While NVML is hung, look this often whether the next try is due.

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use berth_core::facts::{GpuSample, NodeChecks, NvmlStatus, Round};
 use berth_proto::probe::v1 as wire;
@@ -67,6 +68,15 @@ fn wire_state(status: &NvmlStatus) -> i32 {
     v1::NvmlState::from(status.state).into()
 }
 
+/// Readings as they are sent, each as old as it is by now.
+pub fn gpus(samples: Vec<(GpuSample, Instant)>) -> Vec<v1::GpuSample> {
+    let aged = |(sample, at): (GpuSample, Instant)| GpuSample {
+        age: at.elapsed(),
+        ..sample
+    };
+    samples.into_iter().map(|sample| aged(sample).into()).collect()
+}
+
 fn reply(item: Item) -> wire::EventsReply {
     use wire::events_reply::Body;
     let body = match item {
@@ -109,17 +119,7 @@ impl wire::probe_server::Probe for Service {
         Ok(Response::new(wire::SampleReply {
             state: wire_state(&answer.status),
             message: answer.status.message,
-            gpus: found
-                .samples
-                .into_iter()
-                .map(|(sample, at)| {
-                    GpuSample {
-                        age: at.elapsed(),
-                        ..sample
-                    }
-                    .into()
-                })
-                .collect(),
+            gpus: gpus(found.samples),
             stuck_calls: answer.stuck_calls,
             lost: found
                 .lost

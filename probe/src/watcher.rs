@@ -17,8 +17,10 @@ use crate::feed::{Feed, Item};
 use crate::session::{Session, raw};
 use crate::worker::{CallClock, STACK};
 
-/// One wait. An event ends it at once; without any it bounds how long giving up the driver takes.
-pub const WAIT: Duration = Duration::from_secs(1);
+/// One wait. An event ends it at once; without any it bounds how long giving up the driver takes, and so how soon a GPU that was bound is seen.
+pub const WAIT: Duration = Duration::from_millis(250);
+/// Pause after a wait that failed at once.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What an event that is not about one MIG instance has for the instance's id.
 const NO_INSTANCE: u32 = u32::MAX;
@@ -27,11 +29,13 @@ const NO_INSTANCE: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Watcher(Arc<Shared>);
 
+/// What both ends of a watching thread see.
 #[derive(Debug, Default)]
-struct Shared {
+pub struct Shared {
     stop: AtomicBool,
     ended: AtomicBool,
-    clock: CallClock,
+    /// The clock of the thread's calls.
+    pub clock: CallClock,
 }
 
 /// An event set with all that its thread needs.
@@ -112,21 +116,25 @@ impl Watcher {
             watch.free(clock);
             return Ok(None);
         }
+        Ok(Self::spawn("nvml-events", move |me| watch.run(me, &feed)))
+    }
+
+    /// Starts a thread that waits for events in `run` until it is asked to end. When `run` is over, the thread holds nothing of the library.
+    pub fn spawn(name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> Option<Self> {
         let watcher = Self(Arc::default());
         let theirs = Arc::clone(&watcher.0);
         let started = std::thread::Builder::new()
-            .name("nvml-events".into())
+            .name(name.into())
             .stack_size(STACK)
             .spawn(move || {
-                watch.run(&theirs, &feed);
-                // The set is freed and this thread's hold on the library gone before anybody reads this.
+                run(&theirs);
                 theirs.ended.store(true, Ordering::SeqCst);
             });
         match started {
-            Ok(_) => Ok(Some(watcher)),
+            Ok(_) => Some(watcher),
             Err(error) => {
-                tracing::error!(%error, "no thread to wait for events");
-                Ok(None)
+                tracing::error!(%error, name, "no thread to wait for events");
+                None
             }
         }
     }
@@ -170,6 +178,11 @@ impl Leaving {
 }
 
 impl Shared {
+    /// Whether the thread is asked to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
     fn is_stuck(&self, call_timeout: Duration) -> bool {
         self.clock
             .current()
@@ -180,7 +193,7 @@ impl Shared {
 impl Watch {
     fn run(mut self, me: &Shared, feed: &Feed) {
         let mut failed = 0;
-        while !me.stop.load(Ordering::SeqCst) {
+        while !me.is_stopped() {
             let mut data = nvmlEventData_t {
                 device: std::ptr::null_mut(),
                 eventType: 0,
@@ -208,7 +221,7 @@ impl Watch {
                     if failed % FAILED_WAITS == 0 {
                         self.renew(&me.clock, failed == FAILED_WAITS);
                     }
-                    std::thread::sleep(WAIT);
+                    std::thread::sleep(RETRY);
                 }
             }
         }

@@ -119,6 +119,7 @@ impl From<facts::NvidiaDriver> for v1::NvidiaDriver {
             version: d.version,
             cuda_version: d.cuda_version,
             nvml_version: d.nvml_version,
+            excluded_gpus: d.excluded_gpus,
         }
     }
 }
@@ -129,6 +130,7 @@ impl From<v1::NvidiaDriver> for facts::NvidiaDriver {
             version: d.version,
             cuda_version: d.cuda_version,
             nvml_version: d.nvml_version,
+            excluded_gpus: d.excluded_gpus,
         }
     }
 }

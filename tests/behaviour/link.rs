@@ -277,6 +277,7 @@ async fn own_node_only(f: Fixture) -> anyhow::Result<()> {
             version: "1.2.3".into(),
             cuda_version: Some(12040),
             nvml_version: None,
+            excluded_gpus: None,
         }),
         gpus: vec![v1::Gpu {
             uuid: "GPU-lie".into(),

@@ -53,14 +53,8 @@ enum Command {
     /// Measure.
     Bench {
         #[command(subcommand)]
-        bench: Bench,
+        bench: bench::Bench,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// Memory, processor time and API calls of an agent and its probe.
-    Agent(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -77,9 +71,7 @@ fn main() -> ExitCode {
         Command::Down(args) => down::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Gen { check } => r#gen::run(check),
-        Command::Bench {
-            bench: Bench::Agent(args),
-        } => bench::run(&args),
+        Command::Bench { bench } => bench.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

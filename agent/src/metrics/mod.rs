@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::text::Text;
 use crate::picture::Picture;
+use crate::sysfs::Cause;
 
 /// A number that any part of the agent writes, and a scrape reads.
 #[derive(Debug, Default)]
@@ -56,10 +57,16 @@ pub struct Metrics {
     pub events: Number,
     /// Milliseconds between two rounds of readings, as the controller said.
     pub sample_interval_ms: Number,
+    scans: [Number; Cause::ALL.len()],
     node: String,
 }
 
 impl Metrics {
+    /// Sysfs was scanned.
+    pub fn scanned(&self, cause: Cause) {
+        self.scans[cause as usize].inc();
+    }
+
     /// All at zero, of the node that is called `node`.
     pub fn new(node: String) -> Self {
         Self {
@@ -114,6 +121,7 @@ mod tests {
                     version: "550.163.01".into(),
                     cuda_version: None,
                     nvml_version: None,
+                    excluded_gpus: None,
                 }),
                 gpus: vec![Gpu {
                     uuid: "GPU-1".into(),

@@ -8,6 +8,7 @@ use berth_core::health::GpuState;
 use super::Metrics;
 use super::text::{Kind, Labels, Micro, Text};
 use crate::picture::State;
+use crate::sysfs::Cause;
 
 const STATES: [NvmlState; 10] = [
     NvmlState::Unknown,
@@ -142,6 +143,17 @@ pub fn write(text: &mut Text, metrics: &Metrics, state: &State, now: Duration) {
             "berth_agent_resident_memory_bytes",
             "Resident memory of the agent",
             bytes,
+        );
+    }
+    let mut scans = text.metric(
+        "berth_agent_sysfs_scans_total",
+        Kind::Counter,
+        "Scans of sysfs by what caused them",
+    );
+    for cause in Cause::ALL {
+        scans.value(
+            &Labels::default().with("cause", cause),
+            metrics.scans[cause as usize].get(),
         );
     }
     let mut of_state = text.metric("berth_agent_nvml_state", Kind::Gauge, "1 for the state that NVML is in");

@@ -1,13 +1,16 @@
 //! What the kernel says of the hardware with no driver at all: PCI functions, the machine's name, the loaded NVIDIA module.
 
 mod amd;
+mod changes;
 mod intel;
 pub mod pci;
 
 use std::fs;
 use std::path::Path;
 
-use berth_core::facts::{AmdDriver, AmdGpu, IntelGpu, PciFunction};
+use berth_core::facts::{AmdDriver, AmdGpu, IntelGpu, PciFunction, is_wanted_class};
+
+pub use changes::{Cause, Changes};
 
 /// What a scan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,14 +48,9 @@ pub fn scan(root: &Path) -> Sysfs {
     }
 }
 
-/// Display (03), processing accelerators (12), co-processors (0b40).
-fn is_wanted(class: u32) -> bool {
-    matches!(class >> 16, 0x03 | 0x12) || class >> 8 == 0x0b40
-}
-
 fn function(folder: &Path) -> Option<PciFunction> {
     // The class first: most functions of a machine are of no interest, and one read each is all they cost.
-    let class = hex(&folder.join("class")).filter(|class| is_wanted(*class))?;
+    let class = hex(&folder.join("class")).filter(|class| is_wanted_class(*class))?;
     let id = |name| hex(&folder.join(name)).and_then(|v| u16::try_from(v).ok());
     let driver = fs::read_link(folder.join("driver")).ok();
     Some(PciFunction {

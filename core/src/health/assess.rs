@@ -67,7 +67,7 @@ fn driver(nvml: &NvmlStatus) -> Option<Assessment> {
     })
 }
 
-/// Display functions that the NVIDIA driver holds and NVML does not list. Zero while NVML does not answer: then nothing can be compared.
+/// Display functions that the NVIDIA driver holds and NVML does not list, but for those that it was told to keep from everybody. Zero while NVML does not answer: then nothing can be compared.
 pub fn missing_gpus(facts: &NodeFacts) -> u32 {
     if facts.nvml.state != NvmlState::Ready {
         return 0;
@@ -76,7 +76,10 @@ pub fn missing_gpus(facts: &NodeFacts) -> u32 {
         .nvidia_display_functions()
         .filter(|f| f.driver.as_deref() == Some("nvidia"))
         .count();
-    u32::try_from(bound.saturating_sub(facts.gpus.len())).unwrap_or(u32::MAX)
+    let excluded = facts.driver.as_ref().and_then(|d| d.excluded_gpus).unwrap_or(0);
+    u32::try_from(bound.saturating_sub(facts.gpus.len()))
+        .unwrap_or(u32::MAX)
+        .saturating_sub(excluded)
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ fn facts(profile: &Profile) -> NodeFacts {
             version: profile.driver.into(),
             cuda_version: Some(profile.cuda),
             nvml_version: None,
+            excluded_gpus: None,
         }),
         gpus: (0..profile.count).map(|i| gpu(profile, i)).collect(),
         gpus_age: Some(Duration::ZERO),
@@ -621,7 +622,7 @@ proptest! {
         let profiles: Vec<&str> = profiles.iter().map(String::as_str).collect();
         let mut facts = sliced(&[Some(&profiles), Some(&profiles)]);
         facts.machine = Some(names[0].clone());
-        facts.driver = Some(NvidiaDriver { version: names[1].clone(), cuda_version: Some(12040), nvml_version: None });
+        facts.driver = Some(NvidiaDriver { version: names[1].clone(), cuda_version: Some(12040), nvml_version: None, excluded_gpus: None });
         facts.gpus[0].product = Some(names[2].clone());
         facts.gpus[1].product = Some(odd.clone());
         facts.gpus[0].fabric = Some(Fabric { state: 3, status: 0, cluster_uuid: names[3].clone(), clique_id: 1 });

@@ -83,6 +83,7 @@ impl NvmlState {
             },
             gpus: gpus(spec)?,
             faults: faults(spec.faults.clone())?,
+            ..State::default()
         })?;
         Ok(this)
     }

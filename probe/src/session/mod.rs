@@ -18,6 +18,8 @@ mod mig;
 mod processes;
 mod profile;
 mod sample;
+#[cfg(test)]
+mod soak;
 mod told;
 
 use std::collections::{BTreeMap, HashMap};
@@ -175,7 +177,9 @@ impl Session {
             .map_err(|error| broken("nvmlSystemGetDriverVersion", &error))?;
         let cuda_version = call!(clock, nvmlSystemGetCudaDriverVersion_v2, nvml.sys_cuda_driver_version());
         let nvml_version = call!(clock, nvmlSystemGetNVMLVersion, nvml.sys_nvml_version());
-        // Neither changes while the driver is loaded: an error takes nothing away.
+        let mut excluded = 0;
+        let told = raw!(nvml, clock, nvmlGetExcludedDeviceCount(&raw mut excluded));
+        // None of these changes while the driver is loaded: an error takes nothing away.
         let before = self.driver.take();
         let driver = NvidiaDriver {
             version,
@@ -183,6 +187,10 @@ impl Session {
                 .ok()
                 .and_then(|v| u32::try_from(v).ok())
                 .or(before.as_ref().and_then(|d| d.cuda_version)),
+            excluded_gpus: told
+                .ok()
+                .map(|()| excluded)
+                .or(before.as_ref().and_then(|d| d.excluded_gpus)),
             nvml_version: nvml_version.ok().or(before.and_then(|d| d.nvml_version)),
         };
         self.driver = Some(driver.clone());

@@ -20,6 +20,28 @@ pub(crate) static INITIALISED: AtomicU32 = AtomicU32::new(0);
 /// One descriptor on the state file for each initialisation, as the real library holds `/dev/nvidiactl`: whoever counts a process's
 /// descriptors sees whether it holds the driver.
 pub(crate) static HELD: Mutex<Vec<std::fs::File>> = Mutex::new(Vec::new());
+/// GPUs that there were when the library was initialised, by UUID.
+static LISTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Initialising finds the GPUs.
+pub(crate) fn enumerate(state: &State) {
+    *LISTED.lock().unwrap_or_else(PoisonError::into_inner) = state.gpus.iter().map(|g| g.uuid.clone()).collect();
+}
+
+/// The state without GPUs that came later, where the driver lists but once.
+fn listed(state: Arc<State>) -> Arc<State> {
+    let is_open = INITIALISED.load(Ordering::SeqCst) > 0;
+    if !state.driver.lists_once || !is_open {
+        return state;
+    }
+    let listed = LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.gpus.iter().all(|g| listed.contains(&g.uuid)) {
+        return state;
+    }
+    let mut state = State::clone(&state);
+    state.gpus.retain(|g| listed.contains(&g.uuid));
+    Arc::new(state)
+}
 
 /// What tells one version of the file from the next: (device, inode, size, mtime).
 type Stamp = (u64, u64, u64, i64, i64);
@@ -150,7 +172,7 @@ pub(crate) fn gate_open(function: &str, gpu: Option<usize>) -> Result<Arc<State>
     if !state.driver.loaded {
         return Err(nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
     }
-    Ok(state)
+    Ok(listed(state))
 }
 
 /// What a device handle stands for.

@@ -1,6 +1,6 @@
 //! The parts that exist: what NVML and PCI say of each.
 
-use crate::state::{Activity, Checks, Clocks, Driver, Fabric, Gpu, Mig, MigDevice, State, Utilization};
+use crate::state::{Activity, Checks, Clocks, Fabric, Gpu, Mig, MigDevice, State, Utilization};
 
 const MIB: u64 = 1 << 20;
 
@@ -188,9 +188,8 @@ impl State {
     pub fn of(model: &str, count: u32, node_name: &str) -> Result<Self, UnknownModel> {
         let model = Model::find(model).ok_or_else(|| UnknownModel(model.into()))?;
         Ok(Self {
-            driver: Driver::default(),
             gpus: (0..count).map(|index| model.gpu(index, node_name)).collect(),
-            faults: Vec::new(),
+            ..Self::default()
         })
     }
 }

@@ -24,6 +24,9 @@ pub struct State {
     /// GPUs in NVML order.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
+    /// Driver bindings, each told once to every system event set that was registered before it was written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub system_events: Vec<SystemEvent>,
     /// What goes wrong. All that match a call apply, in order; the first error ends the call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Fault>,
@@ -46,6 +49,10 @@ pub struct Driver {
     /// Whether the GPUs take work; absent: confidential computing is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confidential_compute_ready: Option<bool>,
+    /// GPUs that a module parameter keeps from everybody.
+    pub excluded_gpus: u32,
+    /// Whether a GPU that comes later is listed only after NVML was shut down and initialised again, as a real one does.
+    pub lists_once: bool,
 }
 
 impl Default for Driver {
@@ -57,6 +64,8 @@ impl Default for Driver {
             cuda_version: 12040,
             nvml_version: "12.550.163.01".into(),
             confidential_compute_ready: None,
+            excluded_gpus: 0,
+            lists_once: false,
         }
     }
 }
@@ -485,6 +494,28 @@ pub enum EventKind {
     Type(u64),
 }
 
+/// The driver took a GPU or is about to let go of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemEvent {
+    /// Grows.
+    pub id: u64,
+    /// Which of the two.
+    pub kind: Binding,
+    /// The driver's id of the GPU: PCI domain, bus and device in 16, 8 and 8 bits.
+    pub gpu_id: u32,
+}
+
+/// Kinds of [`SystemEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// `nvmlSystemEventTypeGpuDriverUnbind`.
+    Unbind,
+    /// `nvmlSystemEventTypeGpuDriverBind`.
+    Bind,
+}
+
 /// Bit of a double-bit ECC error in [`EventKind::Type`].
 pub const EVENT_DOUBLE_BIT_ECC: u64 = 0x2;
 /// Bit of a change of the MIG configuration in [`EventKind::Type`].
@@ -553,6 +584,16 @@ pub mod code {
 }
 
 impl State {
+    /// Appends a driver binding of the GPU at `pci_address` with the next id.
+    pub fn push_binding(&mut self, kind: Binding, pci_address: &str) {
+        let id = self.system_events.iter().map(|e| e.id).max().unwrap_or(0) + 1;
+        let parts = pci_address
+            .split([':', '.'])
+            .map(|part| u32::from_str_radix(part, 16).unwrap_or(0));
+        let gpu_id = parts.zip([16, 8, 0]).fold(0, |id, (part, shift)| id | part << shift);
+        self.system_events.push(SystemEvent { id, kind, gpu_id });
+    }
+
     /// Reads a state file.
     pub fn read(path: &Path) -> io::Result<Self> {
         Self::parse(&std::fs::read(path)?)

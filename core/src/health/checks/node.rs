@@ -175,6 +175,7 @@ mod tests {
                 version: "550.163.01".into(),
                 cuda_version: None,
                 nvml_version: nvml.map(Into::into),
+                excluded_gpus: None,
             }),
             ..NodeFacts::default()
         }

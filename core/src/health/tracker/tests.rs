@@ -1,5 +1,5 @@
 use super::*;
-use crate::facts::{Mig, MigDevice, MigInstance, NvmlStatus, PciFunction};
+use crate::facts::{Mig, MigDevice, MigInstance, NvidiaDriver, NvmlStatus, PciFunction};
 use crate::health::GpuState;
 
 fn facts(state: NvmlState, gpus: &[u32]) -> NodeFacts {
@@ -591,5 +591,21 @@ fn nvmls_other_events() {
         event.kind = GpuEventKind::Other(name.into());
         tracker.on_event(&event, s(1));
         assert_eq!(is(&tracker, "GPU-0", 1), (state, reason.into()), "{name}");
+    }
+}
+
+#[test]
+fn an_excluded_gpu_is_not_missed() {
+    let mut held_back = facts(NvmlState::Ready, &[0]);
+    for (excluded, missing) in [(None, 1), (Some(0), 1), (Some(1), 0), (Some(2), 0)] {
+        held_back.driver = Some(NvidiaDriver {
+            version: "550.163.01".into(),
+            cuda_version: None,
+            nvml_version: None,
+            excluded_gpus: excluded,
+        });
+        let mut tracker = Tracker::new();
+        tracker.on_inventory(&held_back);
+        assert_eq!(tracker.health(Duration::ZERO).missing_gpus, missing, "{excluded:?}");
     }
 }

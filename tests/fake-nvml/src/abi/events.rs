@@ -17,7 +17,7 @@ use crate::handle::Device;
 use crate::live::{gate_open, look_again, on_device, on_system, path, returned};
 use crate::state::{EventKind, State};
 
-const TIMEOUT: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_TIMEOUT;
+pub(super) const TIMEOUT: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_TIMEOUT;
 /// What a device can be registered for where its state does not say.
 const SUPPORTED: u64 = (nvmlEventTypeXidCriticalError
     | nvmlEventTypeDoubleBitEccError
@@ -35,13 +35,13 @@ const SUPPORTED: u64 = (nvmlEventTypeXidCriticalError
 #[derive(Default)]
 struct Set {
     devices: Mutex<BTreeMap<usize, (u64, u64)>>,
-    changes: Option<OwnedFd>,
+    changes: Changes,
 }
 
 static SETS: Mutex<BTreeMap<usize, Arc<Set>>> = Mutex::new(BTreeMap::new());
 static NEXT: AtomicUsize = AtomicUsize::new(0x0300_0000);
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -68,7 +68,22 @@ fn watch_folder(file: &Path) -> Option<OwnedFd> {
     }
 }
 
-/// Sleeps until the folder changes or the time is over.
+/// Word that the state file may have changed.
+#[derive(Default)]
+pub(super) struct Changes(Option<OwnedFd>);
+
+impl Changes {
+    /// From now on.
+    pub(super) fn of_state() -> Self {
+        Self(path().and_then(watch_folder))
+    }
+
+    /// Sleeps until there is word or the time is over.
+    pub(super) fn sleep(&self, at_most: Duration) {
+        sleep_until_change(self.0.as_ref(), at_most);
+    }
+}
+
 fn sleep_until_change(changes: Option<&OwnedFd>, at_most: Duration) {
     let Some(changes) = changes else {
         std::thread::sleep(at_most.min(Duration::from_millis(20)));
@@ -94,11 +109,10 @@ pub extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
     on_system("nvmlEventSetCreate", |_| {
         let key = NEXT.fetch_add(1, Ordering::SeqCst);
         put(set, std::ptr::without_provenance_mut(key))?;
-        let changes = path().and_then(watch_folder);
         lock(&SETS).insert(
             key,
             Arc::new(Set {
-                changes,
+                changes: Changes::of_state(),
                 ..Set::default()
             }),
         );
@@ -176,7 +190,7 @@ fn wait(function: &str, set: nvmlEventSet_t, data: *mut nvmlEventData_t, timeout
         if left.is_zero() {
             return Err(TIMEOUT);
         }
-        sleep_until_change(set.changes.as_ref(), left);
+        set.changes.sleep(left);
         look_again();
     }
 }

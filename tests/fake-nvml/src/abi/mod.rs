@@ -11,6 +11,7 @@ mod health;
 mod mig;
 mod readings;
 mod system;
+mod system_events;
 mod unsupported;
 
 use std::ffi::CStr;

@@ -8,7 +8,7 @@ use nvml_wrapper_sys::bindings::*;
 
 use super::{Answer, INVALID, NOT_FOUND, put, put_str, read_str};
 use crate::handle::Device;
-use crate::live::{HELD, INITIALISED, gate, gate_open, on_device, on_system, path, returned};
+use crate::live::{HELD, INITIALISED, enumerate, gate, gate_open, on_device, on_system, path, returned};
 
 fn init(function: &str) -> Answer {
     let state = gate(function, None)?;
@@ -18,7 +18,9 @@ fn init(function: &str) -> Answer {
     if state.driver.version_mismatch {
         return Err(nvmlReturn_enum_NVML_ERROR_LIB_RM_VERSION_MISMATCH);
     }
-    INITIALISED.fetch_add(1, Ordering::SeqCst);
+    if INITIALISED.fetch_add(1, Ordering::SeqCst) == 0 {
+        enumerate(&state);
+    }
     let device = path().and_then(|path| std::fs::File::open(path).ok());
     HELD.lock().unwrap_or_else(PoisonError::into_inner).extend(device);
     Ok(())
@@ -107,6 +109,12 @@ pub extern "C" fn nvmlDeviceGetCount(count: *mut c_uint) -> nvmlReturn_t {
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
     on_system("nvmlDeviceGetCount_v2", |s| put(count, s.gpus.len() as c_uint))
+}
+
+/// Answers before `nvmlInit`, too.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlGetExcludedDeviceCount(count: *mut c_uint) -> nvmlReturn_t {
+    returned(gate("nvmlGetExcludedDeviceCount", None).and_then(|s| put(count, s.driver.excluded_gpus)))
 }
 
 fn by_index(function: &str, index: c_uint, device: *mut nvmlDevice_t) -> nvmlReturn_t {

@@ -19,7 +19,7 @@ macro_rules! unsupported {
 
 unsupported! {
     nvmlSystemGetProcessName nvmlSystemGetDriverBranch
-    nvmlGetExcludedDeviceCount nvmlGetExcludedDeviceInfoByIndex
+    nvmlGetExcludedDeviceInfoByIndex
     nvmlDeviceGetBrand nvmlDeviceGetArchitecture nvmlDeviceGetBoardId nvmlDeviceGetBoardPartNumber nvmlDeviceGetModuleId
     nvmlDeviceGetNumaNodeId nvmlDeviceGetNumGpuCores nvmlDeviceGetAddressingMode nvmlDeviceGetPlatformInfo
     nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetMemoryBusWidth
@@ -34,7 +34,6 @@ unsupported! {
     nvmlDeviceGetGraphicsRunningProcesses nvmlDeviceGetGraphicsRunningProcesses_v2 nvmlDeviceGetGraphicsRunningProcesses_v3
     nvmlDeviceGetMPSComputeRunningProcesses nvmlDeviceGetMPSComputeRunningProcesses_v2 nvmlDeviceGetMPSComputeRunningProcesses_v3
     nvmlDeviceGetProcessUtilization nvmlDeviceGetComputeMode
-    nvmlSystemEventSetCreate nvmlSystemEventSetFree nvmlSystemRegisterEvents nvmlSystemEventSetWait
     nvmlDeviceGetInforomVersion nvmlDeviceGetInforomImageVersion
     nvmlDeviceGetInforomConfigurationChecksum nvmlDeviceGetGspFirmwareVersion nvmlDeviceGetGspFirmwareMode
     nvmlDeviceGetVirtualizationMode
