@@ -6,9 +6,11 @@
 //! ```
 
 mod assess;
+pub mod breaker;
 pub mod checks;
 mod duplicates;
 pub mod kernel_log;
+mod node;
 mod reason;
 mod throttle;
 mod tracker;
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 pub use assess::missing_gpus;
 pub use duplicates::Recent;
+pub use node::{NodeState, all_out, cause_told, is_of_hardware};
 pub use reason::Reason;
 pub use tracker::{Tracker, VERIFY_FOR};
 pub use xid::{Effect, Verdict, verdict};
