@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use berth_core::facts::Gpu;
 use berth_core::freshness::SAMPLE_STALE;
+use berth_core::health::GpuState;
 use berth_core::labels::class_of;
 use berth_core::placement::NodeView;
 use berth_core::placement::node::{GpuView, Hardware};
@@ -41,7 +42,7 @@ pub fn nodes(before: Vec<NodeView>, picture: &Picture, promises: &Promises, now:
         .map(|node| {
             let agent = agent_of(node, picture);
             let mut view = before.remove(&node.name).unwrap_or_default();
-            refresh(&mut view, node, agent, now);
+            refresh(&mut view, node, agent, picture.breaker.is_held(&node.name), now);
             (node.name.as_str(), view)
         })
         .collect();
@@ -65,7 +66,13 @@ pub fn nodes_without(without: &[&Pod], picture: &Picture, now: Instant) -> Vec<N
         .filter_map(|pod| picture.nodes.get(held_on(pod, &promises)?))
         .map(|node| {
             let mut view = NodeView::default();
-            refresh(&mut view, node, agent_of(node, picture), now);
+            refresh(
+                &mut view,
+                node,
+                agent_of(node, picture),
+                picture.breaker.is_held(&node.name),
+                now,
+            );
             (node.name.as_str(), view)
         })
         .collect();
@@ -150,7 +157,7 @@ fn held_on<'a>(pod: &'a Pod, promises: &'a Promises) -> Option<&'a str> {
         .or_else(|| promises.in_flight.get(&pod.uid).map(String::as_str))
 }
 
-fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant) {
+fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, held_back: bool, now: Instant) {
     fn follow<T: Clone + PartialEq>(ours: &mut T, theirs: &T) {
         if ours != theirs {
             ours.clone_from(theirs);
@@ -167,6 +174,16 @@ fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, now: Instant
     view.host_ports.clear();
     let gpus = view.hardware.take().map(|h| h.gpus).unwrap_or_default();
     view.hardware = agent.and_then(|agent| hardware(agent, gpus, now));
+    if held_back {
+        count_all_the_same(view);
+    }
+}
+
+/// The fleet breaker is open: what was judged of this node's GPUs does not take them away.
+fn count_all_the_same(view: &mut NodeView) {
+    let gpus = view.hardware.iter_mut().flat_map(|h| &mut h.gpus);
+    gpus.filter(|g| !g.state.may_be_handed_out())
+        .for_each(|g| g.state = GpuState::Suspect);
 }
 
 fn hardware(agent: &Agent, before: Vec<GpuView>, now: Instant) -> Option<Hardware> {
