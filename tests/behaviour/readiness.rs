@@ -192,10 +192,11 @@ fn add_amd(f: &Fixture, name: &str) -> anyhow::Result<()> {
     for n in 0..2 {
         let folder = sys.join(format!("bus/pci/devices/0000:e{n}:00.0"));
         std::fs::create_dir_all(&folder)?;
-        for (file, content) in [("class", "0x120000"), ("vendor", "0x1002"), ("device", "0x74a1")] {
+        // By its class it is seen: last.
+        bind(f, name, n, true)?;
+        for (file, content) in [("vendor", "0x1002"), ("device", "0x74a1"), ("class", "0x120000")] {
             std::fs::write(folder.join(file), format!("{content}\n"))?;
         }
-        bind(f, name, n, true)?;
     }
     Ok(())
 }
@@ -217,8 +218,15 @@ async fn amd(f: Fixture) -> anyhow::Result<()> {
     f.all_agents_connected().await?;
     ensure!(condition(&f, "amd-0", AMD).await.is_err(), "no card, no condition");
     add_amd(&f, "amd-0")?;
-    let well = expect(&f, "amd-0", AMD, ("True", "AllGPUsReady")).await?;
-    ensure!(well.message.as_deref() == Some("2 GPU(s)"), "{well:?}");
+    let well = eventually("both cards", SOON, async || {
+        let is = condition(&f, "amd-0", AMD).await?;
+        ensure!(
+            (&*is.status, is.message.as_deref()) == ("True", Some("2 GPU(s)")),
+            "{is:?}"
+        );
+        Ok(is)
+    })
+    .await?;
     expect(&f, "amd-0", REPAIR, ("True", "AllGPUsReady")).await?;
     ensure!(condition(&f, "amd-0", NVIDIA).await.is_err(), "none of NVIDIA");
     // Times of transition are whole seconds.

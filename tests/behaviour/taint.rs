@@ -181,7 +181,7 @@ async fn set_foreign(f: &Fixture, name: &str, list: &Value) -> anyhow::Result<()
 
 fn foreign() -> Value {
     json!([
-        {"key": "example.com/theirs", "value": "v", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"},
+        {"key": "example.com/theirs", "value": "v", "effect": "NoSchedule", "timeAdded": "2026-01-01T00:00:00Z"},
         {"key": "example.com/other", "effect": "PreferNoSchedule"},
     ])
 }
@@ -265,6 +265,7 @@ async fn software(f: Fixture) -> anyhow::Result<()> {
     .await?;
     ensure!(is_tainted(&f, "t4-1").await?);
     mismatch(false)?;
+    nvml(&f, "t4-1", "Ready").await?;
     reset(&f, &["t4-1"]).await?;
     expect_taint(&f, "t4-1", false).await?;
     let written = told(&f, "default", "t4-1", "GPUTaintAdded").await?;

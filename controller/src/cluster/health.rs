@@ -124,3 +124,103 @@ impl Cluster {
         self.breaker.push(());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use berth_core::health::breaker::{Breaker, Limits};
+    use berth_core::placement::Resources;
+    use berth_core::placement::node::Taint;
+
+    use super::*;
+    use crate::cluster::NodeCondition;
+
+    const OURS: &str = managers::NODES_HEALTH;
+
+    fn node(condition: Option<(&str, &str, &str, &str)>, tainted: bool, gpus: i64) -> Node {
+        let conditions = condition.map(|(status, reason, message, manager)| NodeCondition {
+            type_: NVIDIA_READY.into(),
+            status: status.into(),
+            reason: reason.into(),
+            message: message.into(),
+            last_transition: Some("2026-01-01T00:00:00Z".into()),
+            managers: [manager.to_owned()].into(),
+        });
+        let taint = Taint {
+            key: UNHEALTHY_TAINT.into(),
+            ..Taint::default()
+        };
+        Node {
+            name: "n".into(),
+            uid: "u".into(),
+            allocatable: Resources([(NVIDIA_GPU.to_owned(), gpus * 1000)].into()),
+            conditions: conditions.into_iter().collect(),
+            taints: tainted.then_some(taint).into_iter().collect(),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_process_decided_is_read_from_the_node() {
+        let held = format!("GPU-0: XID 62: reset the GPU{HELD}");
+        for (what, node, known, excluded) in [
+            ("no GPUs", node(None, false, 0), 0, 0),
+            ("GPUs", node(None, false, 4), 1, 0),
+            ("well", node(Some(("True", "AllGPUsReady", "", OURS)), false, 0), 1, 0),
+            ("out", node(Some(("False", "ResetRequired", "m", OURS)), false, 0), 1, 1),
+            (
+                "held back",
+                node(Some(("False", "ResetRequired", &held, OURS)), false, 4),
+                1,
+                0,
+            ),
+            (
+                "tainted, whatever is said",
+                node(Some(("False", "ResetRequired", &held, OURS)), true, 4),
+                1,
+                1,
+            ),
+            (
+                "no fault of the hardware",
+                node(Some(("False", "DriverUpgrading", "m", OURS)), false, 4),
+                1,
+                0,
+            ),
+            (
+                "tainted before the driver went",
+                node(Some(("False", "DriverUpgrading", "m", OURS)), true, 0),
+                1,
+                1,
+            ),
+            (
+                "silent",
+                node(Some(("Unknown", "AgentSilent", "m", OURS)), false, 4),
+                1,
+                0,
+            ),
+            (
+                "another's word",
+                node(Some(("False", "ResetRequired", "m", "other")), false, 4),
+                1,
+                0,
+            ),
+            ("only the taint is left", node(None, true, 0), 1, 1),
+        ] {
+            let mut picture = Picture {
+                breaker: Breaker::new(Limits::default()),
+                ..Picture::default()
+            };
+            picture.node_came(&node, Instant::now());
+            let is = (picture.breaker.nodes(), picture.breaker.excluded());
+            assert_eq!(is, (known, excluded), "{what}");
+        }
+    }
+
+    #[test]
+    fn the_clock_goes_there_and_back() {
+        let clock = Clock::default();
+        let later = Instant::now() + Duration::from_secs(90);
+        assert_eq!(clock.moment(clock.at(later)), later);
+        assert_eq!(transition(Some("1970-01-01T00:01:30Z")), Some(Duration::from_secs(90)));
+        assert_eq!(transition(Some("never")), None);
+    }
+}

@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use berth_crds::access::NODE_CONDITIONS;
 use berth_crds::conditions::{Reason, Status};
 use berth_crds::names::managers;
 use futures::StreamExt;
@@ -120,8 +121,10 @@ fn plan(node: &Node, wanted: Vec<(&str, KeyFamily, Word)>, now: Timestamp) -> Pl
             "message": wanted.message,
             "lastTransitionTime": since.unwrap_or_else(|| now.to_string()),
         }));
-        // That all is well from the first is no news.
-        let news = same_status.is_none() && (before.is_some() || wanted.status != Status::True);
+        // That all is well from the first is no news, and what further conditions say was said by these.
+        let news = NODE_CONDITIONS.contains(&type_)
+            && same_status.is_none()
+            && (before.is_some() || wanted.status != Status::True);
         if news {
             plan.transitions.push((type_.to_owned(), wanted));
         }
