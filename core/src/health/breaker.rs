@@ -19,6 +19,9 @@ use super::NodeState;
 /// How long an exclusion counts as new.
 pub const WINDOW: Duration = Duration::from_secs(600);
 
+/// Causes that are remembered of one node: more than any has, and nobody fills our memory.
+const CAUSES: usize = 16;
+
 /// How much may be taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -98,8 +101,8 @@ pub struct Change {
 pub struct Breaker {
     limits: Limits,
     nodes: BTreeMap<String, Known>,
-    /// Exclusions of the last [`WINDOW`], one a node.
-    recent: BTreeMap<String, Exclusion>,
+    /// Exclusions of the last [`WINDOW`], by node: one for each cause, the latest.
+    recent: BTreeMap<String, Vec<Exclusion>>,
     held_back: usize,
 }
 
@@ -151,10 +154,10 @@ impl Breaker {
             if driver.is_some() {
                 known.driver = driver.map(str::to_owned);
                 // Recalled before its agent had reported.
-                let recalled = self.recent.get_mut(name).filter(|e| e.driver.is_none());
-                if let Some(exclusion) = recalled {
-                    exclusion.driver.clone_from(&known.driver);
-                }
+                let recalled = self.recent.get_mut(name).into_iter().flatten();
+                recalled
+                    .filter(|e| e.driver.is_none())
+                    .for_each(|e| e.driver.clone_from(&known.driver));
             }
             if same {
                 return Change::default();
@@ -185,7 +188,7 @@ impl Breaker {
                 cause: cause.to_owned(),
                 driver: None,
             };
-            self.recent.insert(name.to_owned(), exclusion);
+            remember(&mut self.recent, name, exclusion);
         }
         self.add(name, known, now)
     }
@@ -257,12 +260,15 @@ impl Breaker {
     pub fn again_at(&self) -> Option<Duration> {
         let waits = |k: &Known| matches!(k.held, Some(Limit::Rate | Limit::SameCause));
         let waiting = self.nodes.values().any(waits);
-        let first = self.recent.values().map(|e| e.at + WINDOW).min();
+        let first = self.recent.values().flatten().map(|e| e.at + WINDOW).min();
         first.filter(|_| waiting)
     }
 
     fn settle(&mut self, now: Duration) -> Change {
-        self.recent.retain(|_, e| now < e.at + WINDOW);
+        self.recent.retain(|_, list| {
+            list.retain(|e| now < e.at + WINDOW);
+            !list.is_empty()
+        });
         let mut before = BTreeMap::new();
         let mut sick = Vec::new();
         for (name, known) in &mut self.nodes {
@@ -274,7 +280,7 @@ impl Breaker {
                 NodeState::Unknown => {}
                 NodeState::Gone { .. } if !known.excluded => {
                     known.excluded = true;
-                    self.recent.insert(name.clone(), known.exclusion(now));
+                    remember(&mut self.recent, name, known.exclusion(now));
                 }
                 NodeState::Sick { .. } if !known.excluded => sick.push((known.ill_since, name.clone())),
                 NodeState::Gone { .. } | NodeState::Sick { .. } => {}
@@ -293,7 +299,7 @@ impl Breaker {
                 known.excluded = true;
                 out += 1;
                 let exclusion = known.exclusion(now);
-                self.recent.insert(name, exclusion);
+                remember(&mut self.recent, &name, exclusion);
             }
         }
         self.held_back = self.nodes.values().filter(|k| k.held.is_some()).count();
@@ -313,14 +319,24 @@ impl Breaker {
         }
         let known = self.nodes.get(name)?;
         // A node that comes and goes is one node.
-        let others = || self.recent.iter().filter(|(n, _)| *n != name).map(|(_, e)| e);
+        let others = || self.recent.iter().filter(|(n, _)| *n != name).map(|(_, list)| list);
         let reached = |count: usize, limit: u32| count >= usize::try_from(limit).unwrap_or(usize::MAX);
         if reached(others().count(), self.limits.new) {
             return Some(Limit::Rate);
         }
         let alike = |e: &&Exclusion| known.cause() == Some(&e.cause) && known.driver == e.driver;
-        reached(others().filter(alike).count(), self.limits.same_cause).then_some(Limit::SameCause)
+        let alike = others().filter(|list| list.iter().any(|e| alike(&e))).count();
+        reached(alike, self.limits.same_cause).then_some(Limit::SameCause)
     }
+}
+
+fn remember(recent: &mut BTreeMap<String, Vec<Exclusion>>, name: &str, exclusion: Exclusion) {
+    let list = recent.entry(name.to_owned()).or_default();
+    list.retain(|e| e.cause != exclusion.cause);
+    if list.len() >= CAUSES {
+        list.remove(0);
+    }
+    list.push(exclusion);
 }
 
 impl Known {

@@ -153,13 +153,17 @@ fn rate_and_cause_are_of_the_last_ten_minutes() {
 
 #[test]
 fn a_node_that_comes_and_goes_is_one_node() {
-    let mut breaker = fleet(3, limits(100, 2, 10));
+    let mut breaker = fleet(3, limits(100, 2, 1));
     for second in 0..20 {
         let state = if second % 2 == 0 { sick("A") } else { NodeState::Ready };
         breaker.observe("n0", None, state, at(second));
     }
-    breaker.observe("n0", None, sick("A"), at(20));
+    breaker.observe("n0", None, sick("B"), at(20));
+    assert_eq!(words(&breaker), ["out", "-", "-"]);
+    // What it was taken out for before still counts.
     breaker.observe("n1", None, sick("A"), at(21));
+    assert_eq!(words(&breaker), ["out", "same-cause", "-"]);
+    breaker.observe("n1", None, sick("C"), at(22));
     assert_eq!(words(&breaker), ["out", "out", "-"]);
 }
 
@@ -274,12 +278,13 @@ proptest! {
             }
             for name in by_verdict {
                 let cause = breaker.nodes[name].cause().unwrap().to_owned();
-                taken.retain(|(_, n, _)| n != name);
+                taken.retain(|(_, n, c)| n != name || *c != cause);
                 taken.push((now, name.clone(), cause));
             }
             // Of those taken out by a verdict, those that are still of one window. (What is gone counts too, and only makes it fewer.)
             let recent: Vec<_> = taken.iter().filter(|(when, ..)| now < when + 600).collect();
-            prop_assert!(recent.len() <= new as usize, "{recent:?}");
+            let nodes: BTreeSet<&String> = recent.iter().map(|(_, n, _)| n).collect();
+            prop_assert!(nodes.len() <= new as usize, "{recent:?}");
             for (_, _, cause) in &recent {
                 let alike = recent.iter().filter(|(_, _, c)| c == cause).count();
                 prop_assert!(alike <= same as usize, "{recent:?}");
