@@ -32,7 +32,7 @@ clean
 kubectl apply -f - <<Y >/dev/null
 apiVersion: v1
 kind: Node
-metadata: {name: $NODE, labels: {kubernetes.io/arch: amd64, kubernetes.io/hostname: $NODE}, annotations: {a: b}}
+metadata: {name: $NODE, labels: {kubernetes.io/arch: amd64, kubernetes.io/hostname: $NODE}, annotations: {a: b, berth.dev/paused: "true"}}
 spec: {taints: [{key: foreign, effect: NoSchedule}]}
 Y
 kubectl patch node $NODE --subresource status --type merge -p '{"status":{"conditions":[{"type":"Ready","status":"True","reason":"x","message":"x","lastTransitionTime":"2026-01-01T00:00:00Z","lastHeartbeatTime":"2026-01-01T00:00:00Z"}]}}' >/dev/null
