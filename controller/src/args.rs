@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use berth_core::freshness;
+use berth_core::health::breaker::Limits;
 use berth_core::sampling::Sampling;
 use berth_crds::premlabs::aideployment::{OnNoFit, PlacementPolicy};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -88,6 +89,21 @@ pub struct Settings {
     /// The node condition `amd.com/GPUReady`.
     #[arg(long, value_enum, default_value_t = KeyFamily::Auto, global = true)]
     pub amd_condition: KeyFamily,
+    /// A further node condition that says what the readiness conditions say, as `<type>=auto|always|never`. Repeatable.
+    #[arg(long = "extra-condition", value_parser = extra_condition, global = true)]
+    pub extra_conditions: Vec<(String, KeyFamily)>,
+    /// When a node gets the taint that keeps all new pods away.
+    #[arg(long, value_enum, default_value_t = TaintWhen::Never, global = true)]
+    pub health_taint: TaintWhen,
+    /// Percent of the GPU nodes that may be out for their health at the same time.
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=100), global = true)]
+    pub breaker_share_percent: u32,
+    /// Nodes that may be taken out for their health within ten minutes.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), global = true)]
+    pub breaker_new: u32,
+    /// Of these, nodes with the same cause and driver version.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), global = true)]
+    pub breaker_same_cause: u32,
     /// ConfigMap that NVIDIA's device plugin reads, for MIG strategy and sharing; absent: neither.
     #[arg(long, value_name = "NAMESPACE/NAME", global = true)]
     pub device_plugin_config: Option<ObjectName>,
@@ -136,6 +152,15 @@ impl Settings {
     pub fn sampling(&self) -> Sampling {
         let [busy, idle] = [self.sample_interval_ms, self.idle_sample_interval_ms].map(Duration::from_millis);
         Sampling::new(busy, idle)
+    }
+
+    /// How much of the fleet health may take out.
+    pub fn breaker_limits(&self) -> Limits {
+        Limits {
+            share_percent: self.breaker_share_percent,
+            new: self.breaker_new,
+            same_cause: self.breaker_same_cause,
+        }
     }
 }
 
@@ -285,6 +310,17 @@ pub enum KeyFamily {
     Never,
 }
 
+/// When a node is tainted for the health of its GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaintWhen {
+    /// Never; a taint of ours that is there goes.
+    Never,
+    /// When one of its GPUs may not be handed out.
+    Any,
+    /// When none of its GPUs may be.
+    All,
+}
+
 /// An object of a namespaced kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectName {
@@ -336,6 +372,13 @@ fn named_image(s: &str) -> Result<(String, String), String> {
         Some((framework, image)) if !framework.is_empty() && !image.is_empty() => Ok((framework, image.to_owned())),
         _ => Err(format!("{s:?} is not <name>=<image>")),
     }
+}
+
+fn extra_condition(s: &str) -> Result<(String, KeyFamily), String> {
+    let wrong = || format!("{s:?} is not <type>=auto|always|never");
+    let (type_, rule) = s.split_once('=').filter(|(t, _)| !t.is_empty()).ok_or_else(wrong)?;
+    let rule = KeyFamily::from_str(rule, false).map_err(|_| wrong())?;
+    Ok((type_.to_owned(), rule))
 }
 
 /// As Go reads it, like the original.

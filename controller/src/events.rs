@@ -1,5 +1,7 @@
 //! Kubernetes Events: one a transition, through one bounded queue, never in the way of the work they tell of.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -9,6 +11,8 @@ use berth_crds::conditions::Reason;
 
 /// Events that wait to be written; more are dropped and counted, since an Event is worth less than memory.
 const WAITING: usize = 1024;
+/// Notes that are remembered, so that the same Event again counts up the one before instead of being another.
+const NOTES: usize = 256;
 /// Longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1024;
 
@@ -27,9 +31,16 @@ impl Events {
             controller: REPORTER.into(),
             instance: Some(pod_name.to_owned()).filter(|n| !n.is_empty()),
         };
-        let recorder = Recorder::new(client, reporter);
+        let mut recorders: HashMap<Option<String>, Recorder> = HashMap::new();
         tokio::spawn(async move {
             while let Some((event, reference)) = waiting.recv().await {
+                if recorders.len() >= NOTES {
+                    recorders.clear();
+                }
+                // A recorder takes what differs by its note alone for a repeat, and repeats the first note.
+                let recorder = recorders
+                    .entry(event.note.clone())
+                    .or_insert_with(|| Recorder::new(client.clone(), reporter.clone()));
                 if let Err(error) = recorder.publish(&event, &reference).await {
                     tracing::debug!(%error, object = ?reference.name, "event was not written");
                 }

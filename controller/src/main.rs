@@ -62,5 +62,6 @@ fn main() -> anyhow::Result<()> {
 
 async fn release(settings: &Settings) -> anyhow::Result<()> {
     let client = client::connect().await?;
-    Ok(placement::release::release(client, settings).await?)
+    placement::release::release(client.clone(), settings).await?;
+    nodes::take_all_taints(&client).await.map_err(anyhow::Error::msg)
 }

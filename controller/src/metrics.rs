@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use berth_core::facts::{GpuEvent, GpuEventKind};
 use berth_core::freshness::NODE_SILENT;
+use berth_core::health::breaker::Limit;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +35,10 @@ pub struct Metrics {
     nodes: Gauge,
     pods: Gauge,
     pods_waiting: Gauge,
+    gpu_nodes: Gauge,
+    excluded: Gauge,
+    held_back: Family<LimitLabel, Gauge>,
+    plugin_problems: Gauge,
     model_deployments_created: Counter,
     model_validations: Family<StatusLabel, Counter>,
 }
@@ -57,6 +62,11 @@ struct StatusLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -118,6 +128,26 @@ impl Default for Metrics {
             nodes: gauge(registry, "nodes", "Nodes in the picture"),
             pods: gauge(registry, "pods", "Unfinished pods in the picture"),
             pods_waiting: gauge(registry, "pods_waiting", "Pods that wait for a node from Berth"),
+            gpu_nodes: gauge(registry, "gpu_nodes", "Nodes whose GPUs have a health"),
+            excluded: gauge(
+                registry,
+                "health_excluded_nodes",
+                "Nodes that are out of placement for their health",
+            ),
+            held_back: {
+                let held_back = Family::default();
+                registry.register(
+                    "health_held_back_nodes",
+                    "Nodes that count although they are ill: the fleet breaker is open",
+                    held_back.clone(),
+                );
+                held_back
+            },
+            plugin_problems: gauge(
+                registry,
+                "device_plugin_config_unusable_nodes",
+                "Nodes whose labels say nothing of MIG strategy and sharing, since the device plugin's configuration cannot be used",
+            ),
             model_deployments_created,
             model_validations,
             registry: all,
@@ -217,6 +247,14 @@ impl Metrics {
         let waits = |o: &&Outcome| matches!(o, Outcome::Waiting { .. });
         self.pods_waiting
             .set(count(picture.outcomes.values().filter(waits).count()));
+        self.gpu_nodes.set(count(picture.breaker.nodes()));
+        self.excluded.set(count(picture.breaker.excluded()));
+        for limit in Limit::ALL {
+            let held = picture.breaker.held().filter(|(_, l, _)| *l == limit).count();
+            let label = LimitLabel { limit: limit.as_str() };
+            self.held_back.get_or_create(&label).set(count(held));
+        }
+        self.plugin_problems.set(count(picture.plugin_problems.len()));
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
         Ok(out)
@@ -259,6 +297,10 @@ mod tests {
             "berth_gpu_events_lost_total 3",
             "berth_agents_connected 0",
             "berth_pods_waiting 0",
+            "berth_gpu_nodes 0",
+            "berth_health_excluded_nodes 0",
+            "berth_health_held_back_nodes{limit=\"share\"} 0",
+            "berth_device_plugin_config_unusable_nodes 0",
             "model_deployments_created_total 1",
             "model_validations_total{status=\"started\"} 1",
             "model_validations_total{status=\"failure\"} 1",

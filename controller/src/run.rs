@@ -29,7 +29,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let client = client::connect().await?;
     let served = http::Served {
-        cluster: Arc::new(Cluster::new()),
+        cluster: Arc::new(Cluster::with(
+            settings.breaker_limits(),
+            settings
+                .extra_conditions
+                .iter()
+                .map(|(type_, _)| type_.clone())
+                .collect(),
+        )),
         metrics: Arc::new(Metrics::default()),
         role: Arc::new(RoleCell::default()),
         explanations: Explanations::default(),

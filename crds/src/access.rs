@@ -65,7 +65,7 @@ pub const ACCESS: &[Access] = &[
         "",
         "nodes",
         &["list", "watch", "patch"],
-        "Follow labels, taints and allocatable; write node labels.",
+        "Follow labels, taints and allocatable; write node labels; put the taint of unhealthy GPUs on nodes and take it away.",
     ),
     row(
         Scope::Cluster,
@@ -393,6 +393,8 @@ pub const HARDWARE_KEY_PREFIXES: &[&str] = &[
 
 /// The one taint that is ours to set and to take away.
 pub const UNHEALTHY_TAINT: &str = "berth.dev/gpu-unhealthy";
+/// Its only effect: what runs goes on.
+pub const TAINT_EFFECT: &str = "NoSchedule";
 
 /// Types of the node conditions that are ours.
 pub const NODE_CONDITIONS: &[&str] = &["nvidia.com/GPUReady", "amd.com/GPUReady"];

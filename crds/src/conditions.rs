@@ -213,6 +213,18 @@ reasons! {
     GPUsSuspect,
     /// Nobody can tell whether a node's GPUs are ready.
     GPUsUnknown,
+    /// A node was tainted for the health of its GPUs.
+    GPUTaintAdded,
+    /// The taint was taken away.
+    GPUTaintRemoved,
+    /// More nodes are ill than may be taken out: those beyond still count.
+    FleetBreakerOpen,
+    /// No node is held back any more.
+    FleetBreakerClosed,
+    /// The ConfigMap of the device plugin is not there or cannot be used; the message says why.
+    DevicePluginConfigUnusable,
+    /// It can be used again.
+    DevicePluginConfigUsable,
 }
 
 /// One condition as a computation result, before times and generation are known.

@@ -32,7 +32,7 @@ clean
 kubectl apply -f - <<Y >/dev/null
 apiVersion: v1
 kind: Node
-metadata: {name: $NODE, labels: {kubernetes.io/arch: amd64, kubernetes.io/hostname: $NODE}, annotations: {a: b}}
+metadata: {name: $NODE, labels: {kubernetes.io/arch: amd64, kubernetes.io/hostname: $NODE}, annotations: {a: b, berth.dev/paused: "true"}}
 spec: {taints: [{key: foreign, effect: NoSchedule}]}
 Y
 kubectl patch node $NODE --subresource status --type merge -p '{"status":{"conditions":[{"type":"Ready","status":"True","reason":"x","message":"x","lastTransitionTime":"2026-01-01T00:00:00Z","lastHeartbeatTime":"2026-01-01T00:00:00Z"}]}}' >/dev/null
@@ -66,9 +66,10 @@ no "podCIDR"                        "may not change of a node: spec.podCIDR" $N 
 J="$K patch node $NODE --type json -p"
 # Place of a taint in the list, to which the node controller adds its own.
 at() { kubectl get node $NODE -o jsonpath='{range .spec.taints[*]}{.key}{"\n"}{end}' | grep -nxF "$1" | awk -F: '{print $1 - 1}'; }
-no "foreign taint added"            "but berth.dev/gpu-unhealthy: other" $J '[{"op":"add","path":"/spec/taints/-","value":{"key":"other","effect":"NoExecute"}}]'
-no "foreign taint removed"          "but berth.dev/gpu-unhealthy: foreign" $J "[{\"op\":\"remove\",\"path\":\"/spec/taints/$(at foreign)\"}]"
-no "foreign taint changed"          "but berth.dev/gpu-unhealthy: foreign" $J "[{\"op\":\"add\",\"path\":\"/spec/taints/$(at foreign)/value\",\"value\":\"v\"}]"
+no "foreign taint added"            "but berth.dev/gpu-unhealthy:NoSchedule: other:NoExecute" $J '[{"op":"add","path":"/spec/taints/-","value":{"key":"other","effect":"NoExecute"}}]'
+no "foreign taint removed"          "but berth.dev/gpu-unhealthy:NoSchedule: foreign:NoSchedule" $J "[{\"op\":\"remove\",\"path\":\"/spec/taints/$(at foreign)\"}]"
+no "foreign taint changed"          "but berth.dev/gpu-unhealthy:NoSchedule: foreign:NoSchedule" $J "[{\"op\":\"add\",\"path\":\"/spec/taints/$(at foreign)/value\",\"value\":\"v\"}]"
+no "own key, another effect"        "but berth.dev/gpu-unhealthy:NoSchedule: berth.dev/gpu-unhealthy:NoExecute" $J '[{"op":"add","path":"/spec/taints/-","value":{"key":"berth.dev/gpu-unhealthy","effect":"NoExecute"}}]'
 ok "own taint added"                $J '[{"op":"add","path":"/spec/taints/0","value":{"key":"berth.dev/gpu-unhealthy","effect":"NoSchedule"}}]'
 ok "own taint removed"              $J "[{\"op\":\"remove\",\"path\":\"/spec/taints/$(at berth.dev/gpu-unhealthy)\"}]"
 no "RBAC: create node"  "forbidden" bash -c "printf 'apiVersion: v1\nkind: Node\nmetadata: {name: berth-n2}\n' | $K create -f -"

@@ -13,7 +13,8 @@ release=(berth berth --namespace berth-system --kube-version 1.36.3 --api-versio
 for bad in nodes.mode=maybe nvml.access=root labels.nfd=yes labels.devicePluginConfig=plugin-config placement.onNoFit=Stay controller.replicas=0 'labeler.allowKeys={kubernetes.io/}' \
   "labeler.allowKeys={a.io/b' || true}" image.tag=a/b extraArgs=x \
   aiDeployment.engineImages.generic.tag=x aiDeployment.engineImages.vllm.tag=a:b aiDeployment.engineImages.vllm.repository=host:5000 \
-  'aiDeployment.gpuTolerations[0].effect=Never' agent.extra=1 agent.podMonitor.interval=often runtimeClass.create=maybe modelDeployment.images.tritn=x modelDeployment.maxReplicas=0; do
+  'aiDeployment.gpuTolerations[0].effect=Never' agent.extra=1 agent.podMonitor.interval=often runtimeClass.create=maybe modelDeployment.images.tritn=x modelDeployment.maxReplicas=0 \
+  health.taint=some health.breaker.maxSharePercent=0 nodes.conditions.extra.Ready=auto nodes.conditions.extra.Mine=yes; do
   if "$helm" template "${release[@]}" --set "$bad" >/dev/null 2>&1; then
     echo "the chart takes $bad, which values.schema.json should refuse" >&2
     exit 1

@@ -165,6 +165,16 @@ async fn node_policy(f: Fixture) -> anyhow::Result<()> {
             true,
             json!({"spec": {"taints": [{"key": "berth.dev/gpu-unhealthy", "effect": "NoSchedule"}]}}),
         ),
+        write(
+            "our taint with an effect that evicts",
+            false,
+            json!({"spec": {"taints": [{"key": "berth.dev/gpu-unhealthy", "effect": "NoExecute"}]}}),
+        ),
+        write(
+            "a foreign taint beside ours",
+            false,
+            json!({"spec": {"taints": [{"key": "berth.dev/gpu-unhealthy", "effect": "NoSchedule"}, {"key": "berth.dev/gpu", "effect": "NoSchedule"}]}}),
+        ),
     ];
     as_controller(&f, Api::<Node>::all, "cpu-0", writes, false).await?;
     // Others are not its business.

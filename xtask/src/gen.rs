@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use berth_crds::access::{ACCESS, Access, HARDWARE_KEY_PREFIXES, NODE_CONDITIONS, Scope, UNHEALTHY_TAINT};
+use berth_crds::access::{
+    ACCESS, Access, HARDWARE_KEY_PREFIXES, NODE_CONDITIONS, Scope, TAINT_EFFECT, UNHEALTHY_TAINT,
+};
 use berth_crds::{names, schema};
 
 /// Folder that holds generated files only: what is not generated there is drift too.
@@ -146,6 +148,7 @@ fn constants() -> String {
         ("protectedDomains", list(names::PROTECTED_DOMAINS)),
         ("hardwareKeyPrefixes", list(HARDWARE_KEY_PREFIXES)),
         ("unhealthyTaint", string(UNHEALTHY_TAINT)),
+        ("taintEffect", string(TAINT_EFFECT)),
         ("nodeConditions", list(NODE_CONDITIONS)),
         ("gate", string(names::GATE)),
         ("domain", string(names::DOMAIN)),

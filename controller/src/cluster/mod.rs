@@ -9,6 +9,7 @@
 //! The lock is never held across an await. Writers put what changed into the queues of those who care; a queue is a set, so a burst of
 //! changes to one thing is looked at once.
 
+mod health;
 mod node;
 mod pod;
 mod queue;
@@ -19,9 +20,11 @@ use std::time::Instant;
 
 use berth_core::facts::{GpuSample, NodeFacts};
 use berth_core::health::NodeHealth;
+use berth_core::health::breaker::{Breaker, Limits};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::{RwLock, RwLockReadGuard};
 
+pub use health::{Clock, HELD, NVIDIA_READY};
 pub use node::{Node, NodeCondition};
 #[cfg(test)]
 pub use pod::Scheduling;
@@ -75,6 +78,12 @@ pub struct Picture {
     pub pods_synced: bool,
     /// When this process became leader, for the warm-up of live facts.
     pub leader_since: Option<Instant>,
+    /// Which nodes are out for their health, and which are held back.
+    pub breaker: Breaker,
+    /// The breaker's clock.
+    pub clock: Clock,
+    /// Why a node's labels do not follow the configuration of the device plugin, by node.
+    pub plugin_problems: BTreeMap<String, String>,
 }
 
 impl Picture {
@@ -112,6 +121,10 @@ pub struct Cluster {
     pub readiness: Queue<String>,
     /// Nodes whose agents may have to be told something else.
     pub orders: Queue<String>,
+    /// Set when the fleet breaker holds other nodes back than before.
+    pub breaker: Queue<()>,
+    /// Types of node conditions that are ours besides [`NODE_CONDITIONS`](berth_crds::access::NODE_CONDITIONS).
+    pub extra_conditions: Vec<String>,
     /// Set when node labels changed: AutoNodeLabelers need a look.
     pub rules: Queue<()>,
     /// Set when a waiting pod may be placeable now.
@@ -130,8 +143,22 @@ pub struct Cluster {
 
 impl Cluster {
     /// An empty picture.
+    #[cfg(test)]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty picture of a fleet of which no more than this may be taken out, with more types of conditions.
+    pub fn with(limits: Limits, extra_conditions: Vec<String>) -> Self {
+        let picture = Picture {
+            breaker: Breaker::new(limits),
+            ..Picture::default()
+        };
+        Self {
+            picture: RwLock::new(picture),
+            extra_conditions,
+            ..Self::default()
+        }
     }
 
     /// Reads the picture. Do not hold across an await.
@@ -142,14 +169,16 @@ impl Cluster {
     /// A node was added or changed. News older than what is known, as the watch brings it after a write of our own, is none.
     pub fn apply_node(&self, node: Node) {
         let name = node.name.clone();
-        let before = {
+        let (before, change) = {
             let mut picture = self.picture.write();
             let known = picture.nodes.get(&name);
             if known.is_some_and(|k| k.uid == node.uid && is_older(&node.resource_version, &k.resource_version)) {
                 return;
             }
-            picture.nodes.insert(name.clone(), node.clone())
+            let change = picture.node_came(&node, Instant::now());
+            (picture.nodes.insert(name.clone(), node.clone()), change)
         };
+        self.tell(change);
         let labels_changed = before
             .as_ref()
             .is_none_or(|b| b.labels != node.labels || b.label_managers != node.label_managers)
@@ -157,9 +186,9 @@ impl Cluster {
             || before.as_ref().is_some_and(|b| b.annotations != node.annotations);
         let another = before.as_ref().is_none_or(|b| b.uid != node.uid);
         if another
-            || before
-                .as_ref()
-                .is_some_and(|b| b.conditions != node.conditions || b.annotations != node.annotations)
+            || before.as_ref().is_some_and(|b| {
+                b.conditions != node.conditions || b.annotations != node.annotations || b.taints != node.taints
+            })
         {
             self.readiness.push(name.clone());
         }
@@ -188,7 +217,11 @@ impl Cluster {
         let mut picture = self.picture.write();
         picture.nodes.remove(name);
         picture.agents.remove(name);
+        picture.plugin_problems.remove(name);
+        let now = picture.clock.at(Instant::now());
+        let change = picture.breaker.forget(name, now);
         drop(picture);
+        self.tell(change);
         // Its labels are forgotten too.
         self.hardware.push(name.to_owned());
         self.readiness.push(name.to_owned());
@@ -308,7 +341,14 @@ impl Cluster {
         }
         agent.heard = now;
         let what = change(agent);
+        let turned = match what {
+            AgentChange::Nothing => None,
+            AgentChange::Hardware | AgentChange::Live => Some(picture.agent_spoke(node, now)),
+        };
         drop(picture);
+        if let Some(turned) = turned {
+            self.tell(turned);
+        }
         match what {
             AgentChange::Nothing => {}
             AgentChange::Hardware => {
@@ -337,6 +377,15 @@ impl Cluster {
         drop(picture);
         self.readiness.push(node.to_owned());
         self.placement.push(());
+    }
+
+    /// Why a node's labels do not follow the configuration of the device plugin; `None`: they do. Whether that is news.
+    pub fn set_plugin_problem(&self, node: &str, problem: Option<String>) -> bool {
+        let mut picture = self.picture.write();
+        match problem {
+            Some(problem) => picture.plugin_problems.insert(node.to_owned(), problem.clone()) != Some(problem),
+            None => picture.plugin_problems.remove(node).is_some(),
+        }
     }
 
     /// Placement's conclusion on a pod.

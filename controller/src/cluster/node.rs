@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_core::placement::Resources;
 use berth_core::placement::node::Taint;
 use berth_crds::access::NODE_CONDITIONS;
+use berth_crds::names::managers::NODES_HEALTH;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -53,8 +54,8 @@ pub struct NodeCondition {
 }
 
 impl Node {
-    /// Slims an API object down.
-    pub fn from_api(node: &core::Node) -> Self {
+    /// Slims an API object down. `extra`: types of conditions that are ours by value.
+    pub fn from_api(node: &core::Node, extra: &[String]) -> Self {
         let meta = &node.metadata;
         let spec = node.spec.clone().unwrap_or_default();
         Self {
@@ -81,7 +82,7 @@ impl Node {
                 .and_then(|s| s.allocatable.as_ref())
                 .map(resources)
                 .unwrap_or_default(),
-            conditions: conditions(node),
+            conditions: conditions(node, extra),
         }
     }
 
@@ -106,13 +107,16 @@ impl Node {
     }
 }
 
-fn conditions(node: &core::Node) -> Vec<NodeCondition> {
+fn conditions(node: &core::Node, extra: &[String]) -> Vec<NodeCondition> {
     let all = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    let ours: Vec<_> = all.filter(|c| NODE_CONDITIONS.contains(&c.type_.as_str())).collect();
-    if ours.is_empty() {
-        return Vec::new();
-    }
     let mut managers = condition_managers(&node.metadata);
+    // One that is ours although no value names it any more is not to be lost sight of.
+    let ours = |type_: &String| {
+        NODE_CONDITIONS.contains(&type_.as_str())
+            || extra.contains(type_)
+            || managers.get(type_).is_some_and(|m| m.contains(NODES_HEALTH))
+    };
+    let ours: Vec<_> = all.filter(|c| ours(&c.type_)).collect();
     ours.into_iter()
         .map(|c| NodeCondition {
             type_: c.type_.clone(),
@@ -184,7 +188,7 @@ mod tests {
             ]}
         }))
         .unwrap();
-        let slim = Node::from_api(&node);
+        let slim = Node::from_api(&node, &[]);
         assert_eq!(slim.label_managers["a/b"].len(), 2);
         assert_eq!(slim.label_managers["c"].iter().collect::<Vec<_>>(), ["nfd"]);
     }

@@ -15,7 +15,11 @@ pub async fn run(client: Client, cluster: Arc<Cluster>) {
     let config = watcher::Config::default();
     let nodes = watch_stream(Api::<core::Node>::all(client.clone()), config.clone()).default_backoff();
     let pods = watch_stream(Api::<core::Pod>::all(client), config).default_backoff();
-    let nodes = follow(nodes, "nodes", Node::from_api, {
+    let slim = {
+        let cluster = cluster.clone();
+        move |node: &core::Node| Node::from_api(node, &cluster.extra_conditions)
+    };
+    let nodes = follow(nodes, "nodes", slim, {
         let cluster = cluster.clone();
         move |change| match change {
             Change::Reset(all) => cluster.reset_nodes(all),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use berth_core::facts::Gpu;
+use berth_core::health::breaker::Decision;
 use serde::Serialize;
 
 use super::pods::{self, OfGpu};
@@ -19,7 +20,39 @@ pub struct NodeView {
     /// Absent: no agent was ever heard.
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<AgentView>,
+    /// Absent: its health takes nothing away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<HealthView>,
+    /// Why its labels say nothing of MIG strategy and sharing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_plugin_problem: Option<String>,
     gpus: Vec<GpuView>,
+}
+
+/// What a node's health means for placement.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HealthView {
+    /// `Excluded`, or `HeldBack` by the fleet breaker: it counts although it is ill.
+    decision: &'static str,
+    /// Reason or XID.
+    cause: String,
+    /// What holds it back: `share`, `rate`, `same-cause`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'static str>,
+}
+
+fn health_view(decision: Decision<'_>) -> Option<HealthView> {
+    let (decision, cause, limit) = match decision {
+        Decision::Ready | Decision::Unknown => return None,
+        Decision::Excluded { cause } => ("Excluded", cause, None),
+        Decision::Held { cause, limit } => ("HeldBack", cause, Some(limit.as_str())),
+    };
+    Some(HealthView {
+        decision,
+        cause: cause.to_owned(),
+        limit,
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -76,6 +109,8 @@ pub fn all(picture: &Picture, now: Instant) -> Vec<NodeView> {
             node: name.clone(),
             exists: picture.nodes.contains_key(name),
             agent: agent.map(|a| agent_view(a, now)),
+            health: health_view(picture.breaker.decision(name)),
+            device_plugin_problem: picture.plugin_problems.get(name).cloned(),
             gpus: agent
                 .map(|a| gpu_views(a, &on_node.get(name.as_str()).cloned().unwrap_or_default(), now))
                 .unwrap_or_default(),
@@ -128,6 +163,29 @@ mod tests {
     use super::*;
     use crate::cluster::{AgentChange, Cluster};
     use berth_core::facts::{GpuSample, NodeFacts};
+
+    #[test]
+    fn decisions_on_health() {
+        use berth_core::health::breaker::Limit;
+        let cause = "XID 62";
+        for (decision, want) in [
+            (Decision::Ready, serde_json::json!(null)),
+            (Decision::Unknown, serde_json::json!(null)),
+            (
+                Decision::Excluded { cause },
+                serde_json::json!({"decision": "Excluded", "cause": "XID 62"}),
+            ),
+            (
+                Decision::Held {
+                    cause,
+                    limit: Limit::Share,
+                },
+                serde_json::json!({"decision": "HeldBack", "cause": "XID 62", "limit": "share"}),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(health_view(decision)).unwrap(), want);
+        }
+    }
 
     #[test]
     fn a_node_shows_what_is_known_and_nothing_else() {

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use berth_core::facts::{AmdGpu, NodeFacts, NvmlState, VENDOR_AMD};
 use berth_core::freshness::READY_UNKNOWN;
-use berth_core::health::{GpuHealth, GpuState, NodeHealth, Reason};
+use berth_core::health::{GpuHealth, GpuState, NodeHealth, Reason, is_of_hardware};
 use berth_crds::conditions::{Status, shortened};
 
-use crate::cluster::Agent;
+use crate::cluster::{Agent, HELD, NVIDIA_READY};
 
 /// Whether all NVIDIA GPUs of the node may be handed out.
-pub(super) const NVIDIA: &str = "nvidia.com/GPUReady";
+pub(super) const NVIDIA: &str = NVIDIA_READY;
 /// The same of AMD.
 pub(super) const AMD: &str = "amd.com/GPUReady";
 
@@ -46,6 +46,42 @@ pub(super) struct Words {
     pub nvidia: Word,
     pub amd: Word,
     pub again_at: Option<Instant>,
+}
+
+impl Words {
+    /// The fleet breaker holds the node back: said where people look.
+    pub fn held(mut self) -> Self {
+        if let Word::Say(Wanted { status, message, .. }) = &mut self.nvidia
+            && *status == Status::False
+        {
+            *message = shortened(std::mem::take(message), LONGEST - HELD.len()) + HELD;
+        }
+        self
+    }
+
+    /// What a condition says on which others act, by draining or replacing the node: the worst of both vendors. What is no fault of the
+    /// hardware is Unknown there, and so is a verdict while the fleet breaker doubts it.
+    pub fn for_repair(&self, held: bool) -> Word {
+        let rank = |word: &&Word| match word {
+            Word::None => 0,
+            Word::Keep => 1,
+            Word::Say(wanted) => match wanted.status {
+                Status::True => 2,
+                Status::Unknown => 3,
+                Status::False => 4,
+            },
+        };
+        let worst = [&self.amd, &self.nvidia].into_iter().max_by_key(rank);
+        match worst.cloned() {
+            Some(Word::Say(wanted)) if wanted.status == Status::False && (held || !is_of_hardware(&wanted.reason)) => {
+                Word::Say(Wanted {
+                    status: Status::Unknown,
+                    ..wanted
+                })
+            }
+            word => word.unwrap_or(Word::None),
+        }
+    }
 }
 
 fn say(status: Status, reason: impl Into<String>, message: impl Into<String>) -> Word {
@@ -515,6 +551,61 @@ mod tests {
         let at = |since: u64| words(Some(&agent), earlier(now, S(100)), Some(earlier(now, S(since))), now);
         assert_eq!((at(1).nvidia, at(1).again_at), (Word::Keep, Some(now + S(59))));
         assert_eq!(status(&at(60).nvidia), Some((Status::Unknown, "ProbeUnavailable")));
+    }
+
+    #[test]
+    fn on_a_node_that_is_held_back_the_message_says_so() {
+        let words = |status| Words {
+            nvidia: say(status, "A", "m"),
+            amd: Word::None,
+            again_at: None,
+        };
+        assert_eq!(words(Status::True).held(), words(Status::True));
+        let held = words(Status::False).held();
+        assert_eq!(held.nvidia, say(Status::False, "A", format!("m{HELD}")));
+        let endless = Words {
+            nvidia: say(Status::False, "A", "é".repeat(1 << 16)),
+            amd: Word::None,
+            again_at: None,
+        };
+        match endless.held().nvidia {
+            Word::Say(wanted) => assert!(wanted.message.len() <= LONGEST && wanted.message.ends_with(HELD)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn who_repairs_is_told_of_hardware_alone() {
+        use Status::{False, True, Unknown};
+        for (nvidia, amd, held, want) in [
+            (say(True, "A", ""), Word::None, false, say(True, "A", "")),
+            (say(False, "A", ""), say(True, "B", ""), false, say(False, "A", "")),
+            (say(True, "A", ""), say(False, "B", ""), false, say(False, "B", "")),
+            (say(False, "A", ""), say(False, "B", ""), false, say(False, "A", "")),
+            (say(Unknown, "A", ""), say(True, "B", ""), false, say(Unknown, "A", "")),
+            (
+                say(False, "DriverUpgrading", ""),
+                Word::None,
+                false,
+                say(Unknown, "DriverUpgrading", ""),
+            ),
+            (
+                Word::None,
+                say(False, "DriverNotLoaded", ""),
+                false,
+                say(Unknown, "DriverNotLoaded", ""),
+            ),
+            (say(False, "A", ""), Word::None, true, say(Unknown, "A", "")),
+            (Word::Keep, Word::None, false, Word::Keep),
+            (Word::None, Word::None, false, Word::None),
+        ] {
+            let words = Words {
+                nvidia,
+                amd,
+                again_at: None,
+            };
+            assert_eq!(words.for_repair(held), want, "{words:?}");
+        }
     }
 
     #[test]

@@ -3,16 +3,19 @@
 //! ```text
 //! cluster.hardware ─► facts ──┬─► core::labels ─► plan (pure: wanted, observed ─► write or leave) ─► write (server-side apply)
 //! device plugin's ConfigMap ──┘
-//! cluster.readiness ─► health ─► condition ─► write (server-side apply on the status)
+//! cluster.readiness ─► health ─► condition ─► write (server-side apply on the status) ─► taint (JSON patch)
+//! cluster.breaker   ─► who is held back is said
 //! ```
 //!
 //! Labels follow facts, never the lack of them: an agent that is away changes nothing.
 
+mod breaker;
 mod condition;
 mod device_plugin;
 mod plan;
 mod readiness;
 mod reports;
+mod taint;
 mod write;
 
 use std::collections::BTreeMap;
@@ -20,17 +23,19 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use berth_core::labels;
+use berth_crds::conditions::Reason;
 use berth_crds::names::managers;
 use futures::StreamExt;
 use parking_lot::Mutex;
 
 pub use plan::owned;
+pub use taint::take_all as take_all_taints;
 pub use write::write;
 
 use crate::args::NodesMode;
 use crate::cluster::{Node, Picture};
 use crate::context::Context;
-use device_plugin::DevicePlugin;
+use device_plugin::{DevicePlugin, Problem};
 use plan::{Families, Plan};
 use reports::Reports;
 
@@ -48,7 +53,8 @@ pub async fn run(context: Context) {
     tokio::join!(
         plugin.follow(&context),
         label(&context, &plugin),
-        readiness::run(&context)
+        readiness::run(&context),
+        breaker::run(&context)
     );
 }
 
@@ -100,6 +106,7 @@ impl Labeler<'_> {
                 }
             }
         };
+        self.tell_of_plugin(&name, &planned);
         for (manager, keys) in reports.lock().newly_left(&name, &planned.uid, &planned.plan.left) {
             report_left(context, &planned, &name, &manager, &keys);
         }
@@ -150,16 +157,35 @@ impl Labeler<'_> {
         if agent.node_uid != node.uid || is_paused(node) {
             return None;
         }
+        let choice = self.plugin.choice(node);
         let settings = labels::Settings {
             timestamp: self.context.settings.gfd_timestamp.then(seconds_since_1970),
-            ..self.plugin.settings(node)
+            ..choice.settings
         };
+        // Where there are no GPUs of NVIDIA the device plugin hands nothing out.
+        let has_gpus = facts.nvidia_display_functions().next().is_some();
         let computed = labels::labels(facts, &settings);
         let plan = plan::plan(computed, labels::waits_for_nvml(facts), node, self.families);
         Some(Planned {
             uid: node.uid.clone(),
             plan,
+            problem: choice.problem.filter(|_| has_gpus),
         })
+    }
+
+    /// A configuration of the device plugin that the node chooses and that cannot be used: once on the node.
+    fn tell_of_plugin(&self, name: &str, planned: &Planned) {
+        let text = planned.problem.as_ref().map(|p| p.text().to_owned());
+        if !self.context.cluster.set_plugin_problem(name, text) {
+            return;
+        }
+        if let Some(Problem::Node(problem)) = &planned.problem {
+            tracing::warn!(node = name, problem, "the device plugin's configuration is not used");
+            let note = format!("{problem}; labels say nothing of MIG strategy and sharing");
+            let node = readiness::reference(name, &planned.uid);
+            let reason = Reason::DevicePluginConfigUnusable;
+            self.context.events.warning(node, reason, "Label", &note);
+        }
     }
 }
 
@@ -178,6 +204,8 @@ pub fn backoff(failures: u32) -> Duration {
 struct Planned {
     uid: String,
     plan: Plan,
+    /// Why the device plugin's configuration does not count.
+    problem: Option<Problem>,
 }
 
 /// Whether a person stopped all label writes on the node.
@@ -210,3 +238,22 @@ fn report_left(context: &Context, planned: &Planned, name: &str, manager: &str, 
 
 /// Labels as written: key to value.
 pub type Labels = BTreeMap<String, String>;
+
+/// Longest wait for the Deployment that Events of the whole installation are on.
+const LOOK_UP: Duration = Duration::from_secs(5);
+
+/// The controller's Deployment: what concerns no node alone is said there. `kubectl describe` asks for Events by UID.
+async fn installation(context: &Context) -> k8s_openapi::api::core::v1::ObjectReference {
+    let (namespace, name) = (&context.settings.namespace, &context.settings.deployment);
+    let api: kube::Api<k8s_openapi::api::apps::v1::Deployment> =
+        kube::Api::namespaced(context.client.clone(), namespace);
+    let found = tokio::time::timeout(LOOK_UP, api.get_metadata_opt(name)).await;
+    k8s_openapi::api::core::v1::ObjectReference {
+        api_version: Some("apps/v1".into()),
+        kind: Some("Deployment".into()),
+        namespace: Some(namespace.clone()),
+        name: Some(name.clone()),
+        uid: found.ok().and_then(Result::ok).flatten().and_then(|d| d.metadata.uid),
+        ..Default::default()
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cluster.readiness ─► condition (pure: what it is to say) ─► plan (pure: whose it is, what differs) ─► write (apply on status) ─► Event
+//!                   └► taint, afterwards
 //! ```
 //!
 //! Placement does not wait for any of this: it reads the same picture.
@@ -9,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use berth_crds::access::NODE_CONDITIONS;
 use berth_crds::conditions::{Reason, Status};
 use berth_crds::names::managers;
 use futures::StreamExt;
@@ -20,6 +22,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::condition::{self, AMD, NVIDIA, Wanted, Word, Words};
+use super::taint::Taints;
 use super::{WRITERS, backoff, is_paused};
 use crate::args::{KeyFamily, NodesMode, Settings};
 use crate::cluster::{Node, NodeCondition, Picture};
@@ -35,6 +38,7 @@ pub(super) async fn run(context: &Context) {
     let readiness = Readiness {
         context,
         state: Mutex::default(),
+        taints: Taints::default(),
     };
     loop {
         let batch = context.cluster.readiness.next_batch(GATHER).await;
@@ -47,6 +51,7 @@ pub(super) async fn run(context: &Context) {
 struct Readiness<'a> {
     context: &'a Context,
     state: Mutex<State>,
+    taints: Taints,
 }
 
 /// What is remembered of nodes.
@@ -56,7 +61,7 @@ struct State {
     probe_away: HashMap<String, Instant>,
     failures: HashMap<String, u32>,
     /// UID and condition type that was reported as another manager's.
-    left: HashSet<(String, &'static str)>,
+    left: HashSet<(String, String)>,
     /// What was reported as what would be written.
     observed: HashMap<String, Vec<Value>>,
 }
@@ -67,24 +72,32 @@ struct Plan {
     /// `None`: the node has it already.
     write: Option<Vec<Value>>,
     /// Transitions, and what has become worth watching.
-    news: Vec<(&'static str, Wanted)>,
+    news: Vec<(String, Wanted)>,
     /// Types that are left to another manager, which is named.
-    left: Vec<(&'static str, String)>,
+    left: Vec<(String, String)>,
 }
 
-/// `words` and rules in, one write out. `now`: the time of a transition that is one.
-fn plan(node: &Node, words: Words, rules: [(&'static str, KeyFamily); 2], now: Timestamp) -> Plan {
+/// What the conditions are to say and whose they are in, one write out. `now`: the time of a transition that is one.
+fn plan(node: &Node, wanted: Vec<(&str, KeyFamily, Word)>, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut conditions = Vec::new();
     let mut differs = false;
-    for ((type_, rule), word) in rules.into_iter().zip([words.nvidia, words.amd]) {
+    // What is ours and no longer named stays as it is: nobody allows it to be taken away.
+    let unnamed = node
+        .conditions
+        .iter()
+        .filter(|c| c.managers.contains(managers::NODES_HEALTH) && !wanted.iter().any(|(type_, ..)| *type_ == c.type_));
+    let unnamed: Vec<_> = unnamed
+        .map(|c| (c.type_.as_str(), KeyFamily::Auto, Word::Keep))
+        .collect();
+    for (type_, rule, word) in wanted.into_iter().chain(unnamed) {
         let before = node.conditions.iter().find(|c| c.type_ == type_);
         let ours = before.is_some_and(|c| c.managers.contains(managers::NODES_HEALTH));
         let other = before.and_then(|c| c.managers.iter().find(|m| *m != managers::NODES_HEALTH));
         let wanted = match (rule, word) {
             (KeyFamily::Never, _) | (_, Word::None) => None,
             (KeyFamily::Auto, Word::Say(_)) if !ours && other.is_some() => {
-                plan.left.extend(other.map(|m| (type_, m.clone())));
+                plan.left.extend(other.map(|m| (type_.to_owned(), m.clone())));
                 None
             }
             // Silence makes no condition where there was none.
@@ -109,11 +122,12 @@ fn plan(node: &Node, words: Words, rules: [(&'static str, KeyFamily); 2], now: T
             "message": wanted.message,
             "lastTransitionTime": since.unwrap_or_else(|| now.to_string()),
         }));
-        // That all is well from the first is no news.
+        // That all is well from the first is no news, and what further conditions say was said by these.
         let turned = same_status.is_none() && (before.is_some() || wanted.status != Status::True);
         let is_suspect = wanted.status == Status::True && wanted.reason != condition::ALL_READY;
-        if turned || is_suspect && same_status.is_none_or(|c| c.reason != wanted.reason) {
-            plan.news.push((type_, wanted));
+        let is_news = turned || is_suspect && same_status.is_none_or(|c| c.reason != wanted.reason);
+        if is_news && NODE_CONDITIONS.contains(&type_) {
+            plan.news.push((type_.to_owned(), wanted));
         }
     }
     plan.write = differs.then_some(conditions);
@@ -130,16 +144,30 @@ fn said(condition: &NodeCondition) -> Option<Wanted> {
     })
 }
 
-fn rules(settings: &Settings) -> [(&'static str, KeyFamily); 2] {
-    [(NVIDIA, settings.nvidia_condition), (AMD, settings.amd_condition)]
+/// Every condition that is ours, with its rule and what it is to say.
+fn wanted(settings: &Settings, words: Words, held: bool) -> Vec<(&str, KeyFamily, Word)> {
+    let for_repair = words.for_repair(held);
+    let words = if held { words.held() } else { words };
+    let mut wanted = vec![
+        (NVIDIA, settings.nvidia_condition, words.nvidia),
+        (AMD, settings.amd_condition, words.amd),
+    ];
+    let extra = settings.extra_conditions.iter();
+    wanted.extend(extra.map(|(type_, rule)| (type_.as_str(), *rule, for_repair.clone())));
+    wanted
 }
 
 impl Readiness<'_> {
     async fn serve(&self, name: String) {
-        let Some((uid, plan)) = self.planned(&name) else { return };
-        let node = reference(&name, &uid);
+        self.conditions(&name).await;
+        self.taints.serve(self.context, &name).await;
+    }
+
+    async fn conditions(&self, name: &str) {
+        let Some((uid, plan)) = self.planned(name) else { return };
+        let node = reference(name, &uid);
         for (type_, manager) in &plan.left {
-            if self.state.lock().left.insert((uid.clone(), *type_)) {
+            if self.state.lock().left.insert((uid.clone(), type_.clone())) {
                 let note = format!("condition {type_} is left to field manager {manager:?}, which owns it");
                 tracing::info!(node = name, manager, type_, "a condition is left to its owner");
                 self.context
@@ -148,11 +176,11 @@ impl Readiness<'_> {
             }
         }
         let Some(conditions) = plan.write else {
-            self.state.lock().failures.remove(&name);
+            self.state.lock().failures.remove(name);
             return;
         };
         if self.context.settings.nodes_mode == NodesMode::Observe {
-            let new = self.state.lock().observed.insert(name.clone(), conditions.clone());
+            let new = self.state.lock().observed.insert(name.to_owned(), conditions.clone());
             let told = |list: &[Value]| {
                 list.iter()
                     .map(|c| (c["status"].clone(), c["reason"].clone()))
@@ -167,24 +195,28 @@ impl Readiness<'_> {
             }
             return;
         }
-        match self.write(&name, &uid, &conditions).await {
+        match self.write(name, &uid, &conditions).await {
             Ok(now) => {
-                self.context.cluster.apply_node(Node::from_api(&now));
-                self.state.lock().failures.remove(&name);
+                let cluster = &self.context.cluster;
+                cluster.apply_node(Node::from_api(&now, &cluster.extra_conditions));
+                self.state.lock().failures.remove(name);
                 for (type_, wanted) in plan.news {
-                    self.tell(node.clone(), type_, &wanted);
+                    self.tell(node.clone(), &type_, &wanted);
                 }
             }
             Err(error) => {
                 let attempt = {
                     let mut state = self.state.lock();
-                    let attempt = state.failures.entry(name.clone()).or_insert(0);
+                    let attempt = state.failures.entry(name.to_owned()).or_insert(0);
                     *attempt += 1;
                     *attempt
                 };
                 let delay = backoff(attempt);
                 tracing::warn!(node = name, error, attempt, retry_in = ?delay, "conditions were not written");
-                self.context.cluster.readiness.push_at(name, Instant::now() + delay);
+                self.context
+                    .cluster
+                    .readiness
+                    .push_at(name.to_owned(), Instant::now() + delay);
             }
         }
     }
@@ -207,7 +239,8 @@ impl Readiness<'_> {
         if is_paused(node) {
             return None;
         }
-        let plan = plan(node, words, rules(&self.context.settings), Timestamp::now());
+        let held = picture.breaker.is_held(name);
+        let plan = plan(node, wanted(&self.context.settings, words, held), Timestamp::now());
         Some((node.uid.clone(), plan))
     }
 
@@ -271,7 +304,7 @@ fn words(picture: &Picture, node: &Node, probe_away: &mut HashMap<String, Instan
     Some(condition::words(agent, leads_since, since, now))
 }
 
-fn reference(name: &str, uid: &str) -> ObjectReference {
+pub(super) fn reference(name: &str, uid: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Node".into()),
@@ -313,12 +346,8 @@ mod tests {
     }
 
     fn planned(node: &Node, word: Word, rule: KeyFamily) -> Plan {
-        let words = Words {
-            nvidia: word,
-            amd: Word::None,
-            again_at: None,
-        };
-        plan(node, words, [(NVIDIA, rule), (AMD, rule)], Timestamp::UNIX_EPOCH)
+        let wanted = vec![(NVIDIA, rule, word), (AMD, rule, Word::None)];
+        plan(node, wanted, Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -412,6 +441,9 @@ mod tests {
                 "{rule:?} {before:?}"
             );
         }
+        // Whoever took it off the list did not say never: it is neither touched nor lost.
+        let unnamed = plan(&node("True", "A", &[OURS]), vec![], Timestamp::UNIX_EPOCH);
+        assert_eq!(unnamed, Plan::default());
         let gone = planned(&node("True", "A", &[OURS]), Word::None, KeyFamily::Auto);
         assert_eq!(gone.write, Some(Vec::new()), "the GPUs are gone");
     }

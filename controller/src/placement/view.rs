@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use berth_core::facts::{Gpu, NodeFacts, PodShare};
 use berth_core::freshness::SAMPLE_STALE;
-use berth_core::health::NodeHealth;
+use berth_core::health::{GpuState, NodeHealth};
 use berth_core::labels::class_of;
 use berth_core::placement::NodeView;
 use berth_core::placement::node::{GpuView, Hardware, SliceView};
@@ -46,7 +46,7 @@ pub fn nodes(before: Vec<NodeView>, picture: &Picture, promises: &Promises, now:
         .map(|node| {
             let agent = agent_of(node, picture);
             let mut view = before.remove(&node.name).unwrap_or_default();
-            refresh(&mut view, node, agent, &holders, now);
+            refresh(&mut view, node, agent, (&holders, picture), now);
             (node.name.as_str(), view)
         })
         .collect();
@@ -72,7 +72,7 @@ pub fn nodes_without(without: &[&Pod], picture: &Picture, now: Instant) -> Vec<N
         .filter_map(|pod| picture.nodes.get(held_on(pod, &promises)?))
         .map(|node| {
             let mut view = NodeView::default();
-            refresh(&mut view, node, agent_of(node, picture), &holders, now);
+            refresh(&mut view, node, agent_of(node, picture), (&holders, picture), now);
             (node.name.as_str(), view)
         })
         .collect();
@@ -171,7 +171,13 @@ fn held_on<'a>(pod: &'a Pod, promises: &'a Promises) -> Option<&'a str> {
         .or_else(|| promises.in_flight.get(&pod.uid).map(String::as_str))
 }
 
-fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, holders: &Holders<'_>, now: Instant) {
+fn refresh(
+    view: &mut NodeView,
+    node: &Node,
+    agent: Option<&Agent>,
+    (holders, picture): (&Holders<'_>, &Picture),
+    now: Instant,
+) {
     fn follow<T: Clone + PartialEq>(ours: &mut T, theirs: &T) {
         if ours != theirs {
             ours.clone_from(theirs);
@@ -188,6 +194,18 @@ fn refresh(view: &mut NodeView, node: &Node, agent: Option<&Agent>, holders: &Ho
     view.host_ports.clear();
     let gpus = view.hardware.take().map(|h| h.gpus).unwrap_or_default();
     view.hardware = agent.and_then(|agent| hardware(agent, gpus, holders.on(&node.name), now));
+    if picture.breaker.is_held(&node.name) {
+        count_all_the_same(view);
+    }
+}
+
+/// The fleet breaker is open: what was judged of this node's GPUs does not take them away.
+fn count_all_the_same(view: &mut NodeView) {
+    let Some(hardware) = &mut view.hardware else { return };
+    hardware.sick_slices.clear();
+    let gpus = hardware.gpus.iter_mut();
+    gpus.filter(|g| !g.state.may_be_handed_out())
+        .for_each(|g| g.state = GpuState::Suspect);
 }
 
 fn hardware(agent: &Agent, before: Vec<GpuView>, holders: &OnNode<'_>, now: Instant) -> Option<Hardware> {

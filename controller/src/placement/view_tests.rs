@@ -286,6 +286,47 @@ fn an_old_view_made_new_equals_a_new_one() {
 }
 
 #[test]
+fn a_verdict_counts_at_once_and_one_that_is_held_back_does_not() {
+    use crate::cluster::{AgentChange, Cluster};
+    use berth_core::health::breaker::Limits;
+    let now = Instant::now();
+    // Of a fleet of two, one node may be out.
+    let cluster = Cluster::with(Limits::default(), Vec::new());
+    let say = |name: &str, state: GpuState, missing_gpus: u32| {
+        let Agent { facts, health, .. } = picture(4, now).agents.remove("n").unwrap();
+        cluster.apply_node(Node {
+            name: name.into(),
+            uid: name.into(),
+            allocatable: gpus(4),
+            ..Node::default()
+        });
+        cluster.update_agent(name, name, now, |agent| {
+            agent.facts = facts;
+            agent.health = health.map(|mut health| {
+                health.gpus[0].state = state;
+                health.missing_gpus = missing_gpus;
+                health
+            });
+            AgentChange::Live
+        });
+    };
+    let seen = || -> Vec<(GpuState, u32)> {
+        let views = nodes(Vec::new(), &cluster.read(), &Promises::default(), now);
+        let hardware = views.iter().map(|v| v.hardware.as_ref().unwrap());
+        hardware.map(|h| (h.gpus[3].state, h.missing_gpus)).collect()
+    };
+    say("a", GpuState::Healthy, 0);
+    say("b", GpuState::Healthy, 0);
+    say("b", GpuState::Unhealthy, 0);
+    assert_eq!(seen(), [(GpuState::Healthy, 0), (GpuState::Unhealthy, 0)]);
+    say("a", GpuState::Verifying, 0);
+    assert_eq!(seen(), [(GpuState::Suspect, 0), (GpuState::Unhealthy, 0)]);
+    // A GPU of it is missing: there is nothing to hold back.
+    say("a", GpuState::Unhealthy, 1);
+    assert_eq!(seen(), [(GpuState::Unhealthy, 1), (GpuState::Unhealthy, 0)]);
+}
+
+#[test]
 fn memory_that_shows_is_not_taken_twice() {
     let now = Instant::now();
     // Free of 80 Gi each; pods as (GPUs held, ready).

@@ -7,12 +7,14 @@
 //! ```
 
 mod assess;
+pub mod breaker;
 pub mod checks;
 mod clearing;
 mod duplicates;
 mod fault;
 mod history;
 pub mod kernel_log;
+mod node;
 pub mod nvml_event;
 mod reason;
 mod throttle;
@@ -25,6 +27,7 @@ use std::time::Duration;
 pub use assess::missing_gpus;
 pub use clearing::Proof;
 pub use duplicates::Recent;
+pub use node::{NodeState, all_out, cause_told, is_of_hardware};
 pub use reason::Reason;
 pub use tracker::{Tracker, VERIFY_FOR};
 pub use xid::{Bucket, Effect, Part, Verdict, judge};
