@@ -265,6 +265,7 @@ impl From<facts::AmdGpu> for v1::AmdGpu {
             memory_partition: g.memory_partition,
             compute_partitioning: g.compute_partitioning,
             memory_partitioning: g.memory_partitioning,
+            firmware: g.firmware.into_iter().collect(),
         }
     }
 }
@@ -284,6 +285,7 @@ impl TryFrom<v1::AmdGpu> for facts::AmdGpu {
             memory_partition: g.memory_partition,
             compute_partitioning: g.compute_partitioning,
             memory_partitioning: g.memory_partitioning,
+            firmware: g.firmware.into_iter().collect(),
         })
     }
 }
@@ -572,6 +574,7 @@ mod tests {
                 memory_partition: Some("NPS1".into()),
                 compute_partitioning: true,
                 memory_partitioning: false,
+                firmware: [("MEC".to_owned(), 163), ("SDMA0".to_owned(), 18)].into(),
             }],
             amd_driver: Some(facts::AmdDriver {
                 version: None,

@@ -8,6 +8,7 @@
 mod assess;
 pub mod checks;
 mod duplicates;
+pub mod kernel_lines;
 pub mod kernel_log;
 mod reason;
 mod throttle;
