@@ -37,7 +37,8 @@ const PROPERTIES: &[Property] = &[
     ("device-id", |gpu| Some(format!("{:04x}", gpu.device))),
     ("product-name", |gpu| product(gpu).and_then(value)),
     ("vram", |gpu| {
-        gpu.vram_bytes.map(|bytes| format!("{}G", (bytes + GIB / 2) / GIB))
+        gpu.vram_bytes
+            .map(|bytes| format!("{}G", bytes.saturating_add(GIB / 2) / GIB))
     }),
     ("simd-count", |gpu| gpu.simd_count.map(|n| n.to_string())),
     ("cu-count", |gpu| {
