@@ -7,6 +7,8 @@
 
 mod assess;
 pub mod checks;
+#[cfg(test)]
+mod documented;
 mod duplicates;
 pub mod kernel_lines;
 pub mod kernel_log;
