@@ -12,6 +12,8 @@ mod link;
 mod merge;
 mod outbox;
 mod refusal;
+#[cfg(test)]
+mod replay;
 mod server;
 mod session;
 mod sessions;

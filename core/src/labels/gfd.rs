@@ -109,7 +109,9 @@ fn add_driver(labels: &mut Labels, driver: &NvidiaDriver) {
         [major, minor, revision] => Some((*major, *minor, *revision)),
         _ => None,
     };
-    if let Some((major, minor, revision)) = version.filter(|_| grammar::is_value(&driver.version)) {
+    // Parts of a version that is a value need not be values themselves: `550.-1.2`.
+    let valid = |_: &_| grammar::is_value(&driver.version) && parts.iter().all(|part| grammar::is_value(part));
+    if let Some((major, minor, revision)) = version.filter(valid) {
         set(labels, "cuda.driver.major", major);
         set(labels, "cuda.driver.minor", minor);
         set(labels, "cuda.driver.rev", revision);
