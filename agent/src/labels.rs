@@ -128,4 +128,45 @@ mod tests {
             assert_eq!(render(&BTreeMap::new(), output), want);
         }
     }
+
+    /// What node feature discovery makes of a file in its folder features.d: lines of key=value, `#` for comments and directives, blanks
+    /// around a line go, a key alone is true. It reads no file above 64 KiB.
+    fn as_node_feature_discovery_reads(text: &str) -> BTreeMap<String, String> {
+        assert!(text.len() <= 65536);
+        text.split('\n')
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(|line| {
+                let (key, value) = line.split_once('=').unwrap_or((line, "true"));
+                (key.to_owned(), value.to_owned())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn node_feature_discovery_reads_the_same_labels() {
+        let gpu = |index: u32| berth_core::facts::Gpu {
+            index,
+            uuid: format!("GPU-{index}"),
+            product: Some(" #NVIDIA = H100 (tm) ".into()),
+            mig: Some(berth_core::facts::Mig::default()),
+            ..berth_core::facts::Gpu::default()
+        };
+        let facts = NodeFacts {
+            machine: Some("=\n# +no-label".into()),
+            driver: Some(berth_core::facts::NvidiaDriver {
+                version: "575.57".into(),
+                cuda_version: Some(12090),
+                nvml_version: None,
+            }),
+            gpus: (0..8).map(gpu).collect(),
+            ..NodeFacts::default()
+        };
+        let labels = labels::labels(&facts, &Settings::default());
+        assert_eq!(labels["nvidia.com/cuda.driver.rev"], "", "an empty value is one");
+        assert_eq!(
+            as_node_feature_discovery_reads(&render(&labels, Output::FeaturesD)),
+            labels
+        );
+    }
 }

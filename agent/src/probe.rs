@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Round, Vgpu};
 use berth_core::pods::{Held, Kubelet};
-use berth_proto::convert::{Malformed, nvml_status};
+use berth_proto::convert::{Malformed, gpus, nvml_status};
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
 use berth_proto::probe::v1::probe_client::ProbeClient;
@@ -118,11 +118,7 @@ impl Probe {
             found: (
                 Inventory {
                     driver: reply.driver.map(Into::into),
-                    gpus: reply
-                        .gpus
-                        .into_iter()
-                        .map(TryInto::try_into)
-                        .collect::<Result<_, _>>()?,
+                    gpus: gpus(reply.gpus)?,
                 },
                 reply.vgpus.into_iter().map(Into::into).collect(),
             ),

@@ -2,6 +2,7 @@
 //!
 //! An `Option` that is `None` means "not read", never zero. Sizes are bytes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -260,6 +261,8 @@ pub struct AmdGpu {
     pub uncorrectable_errors: Option<u64>,
     /// As of [`PciChecks::answers`].
     pub answers: Option<bool>,
+    /// Firmware versions by the part that runs it, `MEC`, `SDMA0` … Source: `fw_version/*_fw_version` of the PCI device.
+    pub firmware: BTreeMap<String, u32>,
 }
 
 /// The amdgpu kernel module.

@@ -1,6 +1,7 @@
 //! Decisions of Berth, and nothing else: no Kubernetes client, no async runtime, no clock, no files.
 //!
 //! ```text
+//! sysfs ──► facts   what files of the kernel say of the hardware
 //! facts ──► labels     what a node's hardware says about itself, as node labels
 //!   └─────► placement  which node a waiting pod goes to, and why
 //! events ─► health     which GPU may be handed out
@@ -18,5 +19,6 @@ pub mod labels;
 pub mod placement;
 pub mod pods;
 pub mod sampling;
+pub mod sysfs;
 pub mod uevent;
 pub mod vgpu;

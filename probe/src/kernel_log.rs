@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{GpuEvent, GpuEventKind, SOURCE_KERNEL_LOG, SOURCE_KERNEL_LOG_EARLIER};
+use berth_core::health::kernel_lines::{LONGEST, Lines};
 use berth_core::health::kernel_log::{Line, parse};
 use berth_core::health::{Effect, Part, judge};
 
@@ -17,8 +18,6 @@ use crate::feed::{Feed, Item};
 const AGAIN: Duration = Duration::from_secs(1);
 /// Pause before another look at a log that is no device, and so cannot be waited for.
 const LOOK: Duration = Duration::from_millis(100);
-/// A record of `/dev/kmsg` is shorter; a longer line of anything else is not a record.
-const LONGEST: usize = 8 * 1024;
 /// Of what was in the log before, so much of the newest is told.
 const MOST_EARLIER: usize = 32;
 /// The buffer is small; a thread that reads needs no more.
@@ -174,39 +173,11 @@ fn wait(log: &File) -> io::Result<()> {
     }
 }
 
-/// Cuts what is read into lines.
-#[derive(Debug, Default)]
-struct Lines(Vec<u8>);
-
-impl Lines {
-    fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {
-        for &byte in bytes {
-            if byte == b'\n' {
-                each(&String::from_utf8_lossy(&self.0));
-                self.0.clear();
-            } else if self.0.len() < LONGEST {
-                self.0.push(byte);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_whole_however_they_are_read_and_never_grow_without_end() {
-        let mut lines = Lines::default();
-        let mut seen = Vec::new();
-        for part in ["ab", "c\nd\n", "z"] {
-            lines.push(part.as_bytes(), |line| seen.push(line.to_owned()));
-        }
-        assert_eq!(seen, ["abc", "d"]);
-        lines.push(&vec![b'x'; 10 * LONGEST], |_| {});
-        assert_eq!(lines.0.len(), LONGEST);
-    }
-
     /// Answers of a log, one a read.
     struct Log(std::collections::VecDeque<Result<&'static str, i32>>);
 

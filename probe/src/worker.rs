@@ -14,9 +14,15 @@ pub struct CallClock(Arc<Mutex<Option<(&'static str, Instant)>>>);
 impl CallClock {
     /// Makes one NVML call.
     pub fn run<R>(&self, call: &'static str, f: impl FnOnce() -> R) -> R {
-        self.set(Some((call, Instant::now())));
+        let begun = Instant::now();
+        self.set(Some((call, begun)));
         let result = f();
         self.set(None);
+        tracing::trace!(
+            call,
+            us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "NVML"
+        );
         result
     }
 

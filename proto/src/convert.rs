@@ -30,6 +30,31 @@ fn narrow<T: TryFrom<u32>>(field: &'static str, value: u32) -> Result<T, Malform
     })
 }
 
+/// Most PCI functions, and GPUs known by PCI alone, of one node: far above any machine, virtual functions included.
+pub const MOST_FUNCTIONS: usize = 4096;
+/// Most GPUs that NVML lists on one node.
+pub const MOST_GPUS: usize = 256;
+/// Most MIG devices of one GPU; seven is what there is.
+pub const MOST_MIG_DEVICES: usize = 64;
+
+/// A list that is longer than any machine makes it is refused whole: whoever sends it is not to fill memory, nor to make work that grows
+/// with its square.
+fn at_most<T>(field: &'static str, list: Vec<T>, most: usize) -> Result<Vec<T>, Malformed> {
+    if list.len() > most {
+        return Err(Malformed {
+            field,
+            problem: format!("has {} entries, at most {most} can be meant", list.len()),
+        });
+    }
+    Ok(list)
+}
+
+/// The GPUs of an inventory, from the agent or the probe.
+pub fn gpus(list: Vec<v1::Gpu>) -> Result<Vec<facts::Gpu>, Malformed> {
+    let list = at_most("gpus", list, MOST_GPUS)?;
+    list.into_iter().map(TryInto::try_into).collect()
+}
+
 fn ms(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
@@ -212,6 +237,14 @@ impl TryFrom<v1::Gpu> for facts::Gpu {
                 problem: "is empty".into(),
             });
         }
+        let mig = g.mig.map(|m| {
+            let devices = at_most("gpu.mig.devices", m.devices, MOST_MIG_DEVICES)?;
+            Ok(facts::Mig {
+                enabled: m.enabled,
+                pending: m.pending,
+                devices: devices.into_iter().map(Into::into).collect(),
+            })
+        });
         Ok(Self {
             index: g.index,
             uuid: g.uuid,
@@ -219,11 +252,7 @@ impl TryFrom<v1::Gpu> for facts::Gpu {
             product: g.product,
             memory_bytes: g.memory_bytes,
             compute_capability: g.compute_major.zip(g.compute_minor),
-            mig: g.mig.map(|m| facts::Mig {
-                enabled: m.enabled,
-                pending: m.pending,
-                devices: m.devices.into_iter().map(Into::into).collect(),
-            }),
+            mig: mig.transpose()?,
             fabric: g.fabric.map(|f| facts::Fabric {
                 state: f.state,
                 status: f.status,
@@ -273,6 +302,7 @@ impl From<facts::AmdGpu> for v1::AmdGpu {
             memory_partitioning: g.memory_partitioning,
             uncorrectable_errors: g.uncorrectable_errors,
             answers: g.answers,
+            firmware: g.firmware.into_iter().collect(),
         }
     }
 }
@@ -294,6 +324,7 @@ impl TryFrom<v1::AmdGpu> for facts::AmdGpu {
             memory_partitioning: g.memory_partitioning,
             uncorrectable_errors: g.uncorrectable_errors,
             answers: g.answers,
+            firmware: g.firmware.into_iter().collect(),
         })
     }
 }
@@ -347,15 +378,20 @@ impl TryFrom<v1::NodeFacts> for facts::NodeFacts {
     fn try_from(f: v1::NodeFacts) -> Result<Self, Malformed> {
         Ok(Self {
             machine: f.machine,
-            pci: f.pci.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            pci: at_most("pci", f.pci, MOST_FUNCTIONS)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             nvml: nvml_status(f.nvml_state, f.nvml_message),
             driver: f.driver.map(Into::into),
-            gpus: f.gpus.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            gpus: gpus(f.gpus)?,
             gpus_age: f.gpus_age_ms.map(Duration::from_millis),
             kernel_driver_version: f.kernel_driver_version,
-            vgpus: f.vgpus.into_iter().map(Into::into).collect(),
-            amd_gpus: f
-                .amd_gpus
+            vgpus: at_most("vgpus", f.vgpus, MOST_FUNCTIONS)?
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            amd_gpus: at_most("amd_gpus", f.amd_gpus, MOST_FUNCTIONS)?
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
@@ -363,7 +399,10 @@ impl TryFrom<v1::NodeFacts> for facts::NodeFacts {
                 version: d.version,
                 source_version: d.source_version,
             }),
-            intel_gpus: f.intel_gpus.into_iter().map(Into::into).collect(),
+            intel_gpus: at_most("intel_gpus", f.intel_gpus, MOST_FUNCTIONS)?
+                .into_iter()
+                .map(Into::into)
+                .collect(),
         })
     }
 }
@@ -707,6 +746,7 @@ mod tests {
                 memory_partitioning: false,
                 uncorrectable_errors: Some(3),
                 answers: Some(true),
+                firmware: [("MEC".to_owned(), 163), ("SDMA0".to_owned(), 18)].into(),
             }],
             amd_driver: Some(facts::AmdDriver {
                 version: None,
@@ -739,5 +779,34 @@ mod tests {
         message.amd_gpus[0].device = 0x1_0000;
         let refused = facts::NodeFacts::try_from(message).unwrap_err();
         assert_eq!(refused.field, "amd_gpu.device");
+    }
+
+    #[test]
+    fn lists_longer_than_any_machine_has_are_refused() {
+        let refused = |message: v1::NodeFacts| facts::NodeFacts::try_from(message).map_err(|m| m.field);
+        let gpu = v1::Gpu {
+            uuid: "GPU-1".into(),
+            ..v1::Gpu::default()
+        };
+        let of = |gpus| v1::NodeFacts {
+            gpus,
+            ..v1::NodeFacts::default()
+        };
+        assert!(refused(of(vec![gpu.clone(); MOST_GPUS])).is_ok());
+        assert_eq!(refused(of(vec![gpu.clone(); MOST_GPUS + 1])), Err("gpus"));
+        let mig = v1::Mig {
+            devices: vec![v1::MigDevice::default(); MOST_MIG_DEVICES + 1],
+            ..v1::Mig::default()
+        };
+        let sliced = v1::Gpu { mig: Some(mig), ..gpu };
+        assert_eq!(refused(of(vec![sliced])), Err("gpu.mig.devices"));
+        let pci = vec![v1::PciFunction::default(); MOST_FUNCTIONS + 1];
+        assert_eq!(
+            refused(v1::NodeFacts {
+                pci,
+                ..v1::NodeFacts::default()
+            }),
+            Err("pci")
+        );
     }
 }

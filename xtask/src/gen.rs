@@ -17,6 +17,9 @@ const RBAC: &str = "deploy/charts/berth/templates/rbac-controller.yaml";
 const CONSTANTS: &str = "deploy/charts/berth/templates/_constants.tpl";
 const PERMISSIONS: &str = "docs/permissions.md";
 
+/// The part of that page that is about agents, which have no rights to generate it from.
+const LANES: &str = include_str!("lanes.md");
+
 const NOTICE: &str = "Written by `cargo xtask gen` from crds/src/access.rs; edit that.";
 
 /// Writes every generated file, or, with `check`, fails when one differs from what would be written.
@@ -161,7 +164,7 @@ fn constants() -> String {
 
 fn permissions() -> String {
     let mut out = format!(
-        "# What the controller may do\n\n<!-- {NOTICE} -->\n\n\
+        "# What the controller may do\n\n<!-- {NOTICE} The lanes: xtask/src/lanes.md. -->\n\n\
          These are all the rights of the ServiceAccount `berth-controller`. The agents' ServiceAccount, `berth-agent`, has none.\n\
          What a right on nodes and pods may be used for is narrowed further by two admission policies: see\n\
          [operations](operations.md#what-the-controller-may-write).\n\n\
@@ -191,6 +194,7 @@ fn permissions() -> String {
         "\nRBAC cannot limit `create` to a name, since the name is not known when the request is authorised; so `create` stands alone\n\
          for Lease, Secret and ConfigMap, in the installation's namespace.\n",
     );
+    out.push_str(LANES);
     out
 }
 

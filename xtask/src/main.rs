@@ -3,6 +3,7 @@
 //! - `up`, `driver`, `down`: a whole cluster on this machine
 //! - `test`: everything that must hold before a change is merged
 //! - `gen`: files that are made from the code
+//! - `hardware`: a machine with real GPUs, read by Berth and by nvidia-smi
 //! - `bench`: measurements
 
 /// A line for people. Nobody reading any more (`| head`) is no reason to stop, least of all before a cluster was ended.
@@ -17,6 +18,7 @@ mod bench;
 mod down;
 mod driver;
 mod r#gen;
+mod hardware;
 mod machine;
 mod show;
 mod status;
@@ -50,6 +52,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Compare what Berth reads of this machine's GPUs with nvidia-smi.
+    Hardware(hardware::Args),
     /// Measure.
     Bench {
         #[command(subcommand)]
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Driver(args) => driver::run(&args),
         Command::Down(args) => down::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Hardware(args) => hardware::run(&args),
         Command::Gen { check } => r#gen::run(check),
         Command::Bench { bench } => bench.run(),
     };

@@ -1,86 +1,55 @@
-//! What the kernel says of the hardware with no driver at all: PCI functions, the machine's name, the loaded NVIDIA module.
+//! The host's `/sys` as `berth_core::sysfs` reads it.
 
-mod amd;
 mod changes;
-mod intel;
 pub mod pci;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::Path;
 
-use berth_core::facts::{AmdDriver, AmdGpu, IntelGpu, PciFunction, is_wanted_class};
+use berth_core::sysfs::{PCI, Tree};
 
 pub use changes::{Cause, Changes};
 
-/// What a scan found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sysfs {
-    /// DMI product name.
-    pub machine: Option<String>,
-    /// Functions of the classes below, by address.
-    pub pci: Vec<PciFunction>,
-    /// Version of the loaded NVIDIA kernel module.
-    pub kernel_driver_version: Option<String>,
-    /// Those that amdgpu serves, by address.
-    pub amd_gpus: Vec<AmdGpu>,
-    /// That driver.
-    pub amd_driver: Option<AmdDriver>,
-    /// Those that i915 or xe serve, by address.
-    pub intel_gpus: Vec<IntelGpu>,
-}
+pub use berth_core::sysfs::Sysfs;
+
+/// No file of the kernel's is as long: an attribute is one page at most.
+const LONGEST: u64 = 64 * 1024;
 
 /// Reads `root` (a `/sys`). What cannot be read is absent.
 pub fn scan(root: &Path) -> Sysfs {
-    let mut pci: Vec<_> = fs::read_dir(root.join("bus/pci/devices"))
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| function(&entry.ok()?.path()))
-        .collect();
-    pci.sort_by(|a, b| a.address.cmp(&b.address));
-    let amd_gpus = amd::gpus(root, &pci);
-    Sysfs {
-        amd_driver: amd::driver(root, &amd_gpus),
-        amd_gpus,
-        intel_gpus: intel::gpus(root, &pci),
-        machine: text(&root.join("class/dmi/id/product_name")),
-        pci,
-        kernel_driver_version: text(&root.join("module/nvidia/version")),
+    let mut found = berth_core::sysfs::scan(&Folder(root));
+    for gpu in &mut found.amd_gpus {
+        gpu.answers = pci::answers(&root.join(PCI).join(&gpu.pci_address));
     }
+    found
 }
 
-fn function(folder: &Path) -> Option<PciFunction> {
-    // The class first: most functions of a machine are of no interest, and one read each is all they cost.
-    let class = hex(&folder.join("class")).filter(|class| is_wanted_class(*class))?;
-    let id = |name| hex(&folder.join(name)).and_then(|v| u16::try_from(v).ok());
-    let driver = fs::read_link(folder.join("driver")).ok();
-    Some(PciFunction {
-        address: folder.file_name()?.to_str()?.to_ascii_lowercase(),
-        vendor: id("vendor")?,
-        device: id("device")?,
-        class,
-        subsystem_vendor: id("subsystem_vendor"),
-        subsystem_device: id("subsystem_device"),
-        driver: driver
-            .as_deref()
-            .and_then(Path::file_name)
-            .and_then(|n| n.to_str())
-            .map(str::to_owned),
-        numa_node: text(&folder.join("numa_node"))
-            .and_then(|t| t.parse().ok())
-            .filter(|node| *node >= 0),
-        sriov_total_vfs: text(&folder.join("sriov_totalvfs")).and_then(|t| t.parse().ok()),
-    })
+struct Folder<'a>(&'a Path);
+
+impl Tree for Folder<'_> {
+    fn read(&self, path: &str) -> Option<String> {
+        let mut text = String::new();
+        let file = File::open(self.0.join(path)).ok()?;
+        file.take(LONGEST).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    fn list(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.0.join(folder)).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+    }
+
+    fn link(&self, path: &str) -> Option<String> {
+        let target = fs::read_link(self.0.join(path)).ok()?;
+        Some(target.file_name()?.to_str()?.to_owned())
+    }
 }
 
 /// Content of a file without the blanks around it; `None` where that is nothing.
 fn text(file: &Path) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     Some(text.trim().to_owned()).filter(|t| !t.is_empty())
-}
-
-/// A decimal number.
-fn number(file: &Path) -> Option<u64> {
-    text(file)?.parse().ok()
 }
 
 fn hex(file: &Path) -> Option<u32> {
@@ -90,6 +59,7 @@ fn hex(file: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_core::facts::PciFunction;
     use std::os::unix::fs::symlink;
 
     fn put(root: &Path, address: &str, files: &[(&str, &str)]) {
@@ -176,5 +146,14 @@ mod tests {
     #[test]
     fn a_machine_without_pci_has_nothing() {
         assert_eq!(scan(Path::new("/nowhere")), Sysfs::default());
+    }
+
+    #[test]
+    fn a_file_without_end_is_read_to_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("module/nvidia")).unwrap();
+        symlink("/dev/zero", dir.path().join("module/nvidia/version")).unwrap();
+        let read = scan(dir.path()).kernel_driver_version.unwrap();
+        assert_eq!(read.len() as u64, LONGEST);
     }
 }

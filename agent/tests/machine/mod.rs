@@ -90,6 +90,10 @@ impl Machine {
                 ("current_memory_partition", "NPS1"),
                 ("available_memory_partition", "NPS1, NPS4"),
                 ("numa_node", if n < count / 2 { "0" } else { "1" }),
+                ("fw_version/mec_fw_version", "0x000000a3"),
+                ("fw_version/sdma_fw_version", "0x00000012"),
+                ("fw_version/vce_fw_version", "0x00000000"),
+                ("fw_version/sos_fw_version", "0x0036024a"),
             ] {
                 self.put(&format!("{folder}/{file}"), format!("{content}\n"));
             }

@@ -15,6 +15,8 @@ mod merge;
 mod orders;
 mod outbox;
 mod refusal;
+#[cfg(test)]
+mod replay;
 mod server;
 mod session;
 mod sessions;

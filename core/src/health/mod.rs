@@ -10,9 +10,12 @@ mod assess;
 pub mod breaker;
 pub mod checks;
 mod clearing;
+#[cfg(test)]
+mod documented;
 mod duplicates;
 mod fault;
 mod history;
+pub mod kernel_lines;
 pub mod kernel_log;
 mod node;
 pub mod nvml_event;

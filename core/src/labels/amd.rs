@@ -26,6 +26,9 @@ const PARTS: &[(u16, &str)] = &[
     (0x75a3, "AMD Instinct MI355X"),
 ];
 
+/// Parts with firmware that the labeller tells of.
+const FIRMWARE: [&str; 10] = ["VCE", "UVD", "MC", "ME", "PFP", "CE", "RLC", "MEC", "SMC", "SDMA0"];
+
 type Labels = BTreeMap<String, String>;
 /// A property's name, and what a GPU has of it.
 type Property = (&'static str, fn(&AmdGpu) -> Option<String>);
@@ -34,7 +37,8 @@ const PROPERTIES: &[Property] = &[
     ("device-id", |gpu| Some(format!("{:04x}", gpu.device))),
     ("product-name", |gpu| product(gpu).and_then(value)),
     ("vram", |gpu| {
-        gpu.vram_bytes.map(|bytes| format!("{}G", (bytes + GIB / 2) / GIB))
+        gpu.vram_bytes
+            .map(|bytes| format!("{}G", bytes.saturating_add(GIB / 2) / GIB))
     }),
     ("simd-count", |gpu| gpu.simd_count.map(|n| n.to_string())),
     ("cu-count", |gpu| {
@@ -55,6 +59,7 @@ pub(super) fn add(labels: &mut Labels, facts: &NodeFacts) {
         }
         add_property(labels, name, &counts);
     }
+    add_firmware(labels, &facts.amd_gpus);
     let driver = facts.amd_driver.as_ref();
     for (name, version) in [
         ("driver-version", driver.and_then(|d| d.version.as_deref())),
@@ -77,6 +82,23 @@ fn add_property(labels: &mut Labels, name: &str, counts: &BTreeMap<String, u32>)
             for domain in ["amd.com", "beta.amd.com"] {
                 labels.insert(format!("{domain}/gpu.{name}"), value.clone());
             }
+        }
+    }
+}
+
+/// Counts of GPUs for each version, never a single value, and under the beta domain alone: as the labeller has it. A part that a GPU does
+/// not have is of version 0 for its driver.
+fn add_firmware(labels: &mut Labels, gpus: &[AmdGpu]) {
+    for part in FIRMWARE {
+        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+        for version in gpus.iter().filter_map(|gpu| gpu.firmware.get(part)) {
+            *counts.entry(*version).or_default() += 1;
+        }
+        for (version, count) in counts {
+            labels.insert(
+                format!("beta.amd.com/gpu.firmware.{part}.fw.{version}"),
+                count.to_string(),
+            );
         }
     }
 }
@@ -159,6 +181,7 @@ mod tests {
             memory_partition: Some("NPS1".into()),
             compute_partitioning: true,
             memory_partitioning: true,
+            firmware: [("MEC".to_owned(), 0xa3), ("SDMA0".to_owned(), 0x12)].into(),
             ..AmdGpu::default()
         }
     }
@@ -191,6 +214,22 @@ mod tests {
         assert!(!got.contains_key("amd.com/gpu.product-name") && !got.contains_key("beta.amd.com/gpu.vram"));
         assert_eq!(got["amd.com/gpu.family"], "AI", "they agree on that");
         assert!(!got.contains_key("amd.com/compute-memory-partition"));
+    }
+
+    #[test]
+    fn firmware_is_counted_by_version() {
+        let mut other = mi300x(9);
+        other.firmware = [("MEC".to_owned(), 0xa4), ("FPGA".to_owned(), 1)].into();
+        let got = of(vec![mi300x(1), mi300x(2), other]);
+        let firmware: Vec<(&str, &str)> = got
+            .iter()
+            .filter_map(|(key, count)| Some((key.split_once("gpu.firmware.")?.1, count.as_str())))
+            .collect();
+        assert_eq!(
+            firmware,
+            [("MEC.fw.163", "2"), ("MEC.fw.164", "1"), ("SDMA0.fw.18", "2")]
+        );
+        assert!(!got.keys().any(|k| k.starts_with("amd.com/gpu.firmware")), "{got:?}");
     }
 
     #[test]

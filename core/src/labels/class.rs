@@ -204,12 +204,14 @@ fn kinds(facts: &NodeFacts) -> Vec<Kind<'_>> {
         count: 1,
         memory_mib: gpu.vram_bytes.map(|b| b >> 20),
     });
-    let intel = facts.pci.iter().filter_map(|function| {
-        let served = facts.intel_gpus.iter().find(|g| g.pci_address == function.address);
+    let served = facts.intel_gpus.iter();
+    let memory: BTreeMap<&str, Option<u64>> = served.map(|g| (g.pci_address.as_str(), g.memory_bytes)).collect();
+    let intel = facts.pci.iter().filter_map(move |function| {
+        let bytes = memory.get(function.address.as_str()).copied().flatten();
         Some(Kind {
             name: Some(Cow::Owned(intel::product(function)?)),
             count: 1,
-            memory_mib: served.and_then(|g| g.memory_bytes).map(|b| b >> 20),
+            memory_mib: bytes.map(|b| b >> 20),
         })
     });
     nvidia.chain(amd).chain(intel).collect()

@@ -109,7 +109,9 @@ fn add_driver(labels: &mut Labels, driver: &NvidiaDriver) {
         [major, minor, revision] => Some((*major, *minor, *revision)),
         _ => None,
     };
-    if let Some((major, minor, revision)) = version.filter(|_| grammar::is_value(&driver.version)) {
+    // Parts of a version that is a value need not be values themselves: `550.-1.2`.
+    let valid = |_: &_| grammar::is_value(&driver.version) && parts.iter().all(|part| grammar::is_value(part));
+    if let Some((major, minor, revision)) = version.filter(valid) {
         set(labels, "cuda.driver.major", major);
         set(labels, "cuda.driver.minor", minor);
         set(labels, "cuda.driver.rev", revision);
@@ -167,14 +169,11 @@ fn family(major: u32, minor: u32) -> &'static str {
 
 /// `graphics` or `compute` where the PCI class of every GPU says the same.
 fn mode(facts: &NodeFacts) -> &'static str {
+    let by_address: BTreeMap<&str, u32> = facts.pci.iter().map(|f| (f.address.as_str(), f.class >> 8)).collect();
     let classes: BTreeSet<Option<u32>> = facts
         .gpus
         .iter()
-        .map(|gpu| {
-            let address = gpu.pci_address.as_deref()?;
-            let function = facts.pci.iter().find(|f| f.address == address)?;
-            Some(function.class >> 8)
-        })
+        .map(|gpu| by_address.get(gpu.pci_address.as_deref()?).copied())
         .collect();
     match Vec::from_iter(classes).as_slice() {
         [Some(CLASS_VGA)] => "graphics",

@@ -21,7 +21,7 @@ const FLEX: &str = "Flex_Series";
 /// What each GPU counts for in `millicores`.
 const MILLICORES: usize = 1000;
 /// First character of a value that goes on from another key's.
-const CONTINUED: char = 'Z';
+const CONTINUED: &str = "Z";
 
 type Labels = BTreeMap<String, String>;
 
@@ -79,7 +79,7 @@ fn add_cards(labels: &mut Labels, gpus: &[&IntelGpu], pci: &[PciFunction]) {
     let joined = |of: &mut dyn Iterator<Item = String>| of.collect::<Vec<_>>().join(".");
     set(labels, "millicores", MILLICORES * gpus.len());
     set(labels, "tiles", gpus.iter().map(|g| u64::from(g.tiles)).sum::<u64>());
-    let memory: Option<u64> = gpus.iter().map(|g| g.memory_bytes).sum();
+    let memory = gpus.iter().try_fold(0_u64, |sum, g| sum.checked_add(g.memory_bytes?));
     if let Some(bytes) = memory {
         set(labels, "memory.max", bytes);
     }
@@ -91,10 +91,11 @@ fn add_cards(labels: &mut Labels, gpus: &[&IntelGpu], pci: &[PciFunction]) {
         &joined(&mut gpus.iter().map(|g| g.card.to_string())),
     );
 
+    let numa_nodes: BTreeMap<&str, Option<i32>> = pci.iter().map(|f| (f.address.as_str(), f.numa_node)).collect();
     let mut by_numa: BTreeMap<i32, Vec<String>> = BTreeMap::new();
     for gpu in gpus {
-        let function = pci.iter().find(|f| f.address == gpu.pci_address);
-        if let Some(numa) = function.and_then(|f| f.numa_node).filter(|n| *n >= 0) {
+        let numa = numa_nodes.get(gpu.pci_address.as_str()).copied().flatten();
+        if let Some(numa) = numa.filter(|n| *n >= 0) {
             by_numa.entry(numa).or_default().push(gpu.card.to_string());
         }
     }
@@ -122,16 +123,15 @@ fn add_long(labels: &mut Labels, key: &str, value: &str) {
 /// `value` in label values: each ends in a letter or digit, and those after the first begin with [`CONTINUED`]. Never empty.
 fn pieces(value: &str) -> Vec<String> {
     let mut pieces = Vec::new();
-    let mut rest = value.to_owned();
-    while rest.len() > grammar::MAX_VALUE {
-        let head = &rest[..grammar::MAX_VALUE];
-        // The first character is a digit or letter: there is always one.
-        let cut = head.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).len().max(2);
-        let tail = format!("{CONTINUED}{}", &rest[cut..]);
-        rest.truncate(cut);
-        pieces.push(std::mem::replace(&mut rest, tail));
+    let (mut before, mut rest) = ("", value);
+    while before.len() + rest.len() > grammar::MAX_VALUE {
+        let head = &rest[..grammar::MAX_VALUE - before.len()];
+        // Two separators never meet: there is always a letter or digit to end with.
+        let cut = head.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).len().max(1);
+        pieces.push(format!("{before}{}", &rest[..cut]));
+        (before, rest) = (CONTINUED, &rest[cut..]);
     }
-    pieces.push(rest);
+    pieces.push(format!("{before}{rest}"));
     pieces
 }
 

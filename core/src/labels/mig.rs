@@ -23,7 +23,7 @@ pub(super) fn add(labels: &mut Labels, facts: &NodeFacts, settings: &Settings) {
             set(labels, "mig.strategy", "mixed");
             for (profile, devices) in by_profile(&facts.gpus) {
                 let name = format!("mig-{}", profile.replace('+', "."));
-                if grammar::is_key(&format!("nvidia.com/{name}.sharing-strategy")) {
+                if !profile.is_empty() && grammar::is_key(&format!("nvidia.com/{name}.sharing-strategy")) {
                     add_devices(labels, &name, &devices, settings);
                 }
             }

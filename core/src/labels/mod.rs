@@ -53,4 +53,8 @@ pub fn waits_for_nvml(facts: &NodeFacts) -> bool {
 }
 
 #[cfg(test)]
+mod any_facts;
+#[cfg(test)]
+mod documented;
+#[cfg(test)]
 mod tests;

@@ -421,6 +421,9 @@ fn a_driver_version_without_revision_has_an_empty_one_and_an_odd_one_none() {
     let driver = facts.driver.as_mut().expect("set above");
     driver.version = "1.2.3.4".into();
     assert!(!of(&facts).contains_key("nvidia.com/cuda.driver.rev"));
+    let driver = facts.driver.as_mut().expect("set above");
+    driver.version = "550.-1.2".into();
+    assert!(!of(&facts).contains_key("nvidia.com/cuda.driver.rev"));
 }
 
 #[test]
