@@ -158,6 +158,7 @@ mod tests {
                 version: "575.57".into(),
                 cuda_version: Some(12090),
                 nvml_version: None,
+                excluded_gpus: None,
             }),
             gpus: (0..8).map(gpu).collect(),
             ..NodeFacts::default()

@@ -177,7 +177,6 @@ fn wait(log: &File) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
     /// Answers of a log, one a read.
     struct Log(std::collections::VecDeque<Result<&'static str, i32>>);
 
