@@ -136,6 +136,13 @@ mod tests {
                     "nvmlDeviceValidate",
                     "nvmlSystemGet",
                     "nvmlEventSet",
+                    "nvmlSystemEventSet",
+                    "nvmlSystemRegister",
+                    "nvmlGetExcluded",
+                    "nvmlGpmQuery",
+                    "nvmlGpmSample",
+                    "nvmlGpmMigSample",
+                    "nvmlGpmMetricsGet",
                 ];
                 if verbs.iter().any(|verb| word.starts_with(verb)) && !word.ends_with("_t") {
                     calls.insert(word.to_owned());
