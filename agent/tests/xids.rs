@@ -425,6 +425,6 @@ async fn a_gpu_that_is_reset_while_its_driver_stays_is_verified() {
     watch.until("reset", is(GpuState::Verifying, "Recovering")).await;
     watch.until("quiet", is(GpuState::Healthy, "")).await;
     let cleared_by = watch.health.gpus[1].cleared_by.as_deref();
-    assert_eq!(cleared_by, Some("the GPU was lost and answers again"));
+    assert_eq!(cleared_by, Some("the GPU was reset"));
     assert_eq!(watch.health.gpus[0].cleared_by, None);
 }

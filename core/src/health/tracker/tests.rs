@@ -504,8 +504,14 @@ fn each_fault_ends_by_what_it_needs() {
         tracker.on_samples([&sample], s(3));
         assert_eq!(is(&tracker, "GPU-0", 3).0, U, "XID {number}: lost");
         tracker.on_checks(checks(0, counters), s(4));
+        assert_eq!(is(&tracker, "GPU-0", 4).0, U, "XID {number}: answers again");
+        tracker.on_checks(checks(0, |c| c.pcie_replays = Some(0)), s(5));
         let lost_as_well = if comeback == U { U } else { V };
-        assert_eq!(is(&tracker, "GPU-0", 4).0, lost_as_well, "XID {number}: answers again");
+        assert_eq!(
+            is(&tracker, "GPU-0", 5).0,
+            lost_as_well,
+            "XID {number}: with a counter that fell"
+        );
 
         let mut tracker = ill();
         tracker.on_inventory(&facts(NvmlState::NoDriver, &[0, 1]));
