@@ -86,3 +86,27 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// Cargo reads the manifest of every member, also of those that are not built.
+    #[test]
+    fn the_image_is_built_from_every_member_of_the_workspace() {
+        let manifest = include_str!("../../Cargo.toml");
+        let context = include_str!("../../deploy/images/Dockerfile.dockerignore");
+        let members = manifest
+            .split_once("members = [")
+            .and_then(|(_, rest)| rest.split_once(']'));
+        let members: Vec<&str> = members
+            .map(|(list, _)| list.split('"').skip(1).step_by(2).collect())
+            .unwrap_or_default();
+        assert!(members.contains(&"core"), "{members:?}");
+        for member in members {
+            let is_there = context
+                .lines()
+                .filter_map(|line| line.strip_prefix('!'))
+                .any(|kept| member == kept || member.starts_with(&format!("{kept}/")));
+            assert!(is_there, "{member} is not in Dockerfile.dockerignore");
+        }
+    }
+}
