@@ -47,6 +47,13 @@ impl NodeFacts {
     pub fn nvidia_display_functions(&self) -> impl Iterator<Item = &PciFunction> {
         self.pci.iter().filter(|f| f.vendor == VENDOR_NVIDIA && f.is_display())
     }
+
+    /// Those of them that NVML lists, or will once its driver has them: neither vfio-pci's nor another driver's.
+    pub fn nvidia_cards(&self) -> impl Iterator<Item = &PciFunction> {
+        let ours = |driver: Option<&str>| matches!(driver, None | Some("nvidia" | "nouveau"));
+        self.nvidia_display_functions()
+            .filter(move |f| ours(f.driver.as_deref()))
+    }
 }
 
 /// One PCI function, from sysfs alone.

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use berth_core::health::breaker::Change;
 use berth_core::health::{NodeState, cause_told, is_of_hardware};
-use berth_crds::access::UNHEALTHY_TAINT;
+use berth_core::placement::node::Taint;
+use berth_crds::access::{TAINT_EFFECT, UNHEALTHY_TAINT};
 use berth_crds::names::{NVIDIA_GPU, managers};
 use jiff::Timestamp;
 
@@ -44,29 +45,54 @@ impl Clock {
     }
 }
 
+/// Whether a taint is the one that we put and take.
+pub fn is_our_taint(taint: &Taint) -> bool {
+    taint.key == UNHEALTHY_TAINT && taint.effect == TAINT_EFFECT
+}
+
 impl Picture {
-    /// The node's agent said something.
+    /// The node's agent said something. What it says before the node itself is seen waits: what is on the node is to be recalled first.
     pub(super) fn agent_spoke(&mut self, name: &str, now: Instant) -> Change {
         let now = self.clock.at(now);
-        let Some((agent, health)) = self.agents.get(name).and_then(|a| Some((a, a.health.as_ref()?))) else {
+        let node = self.nodes.get(name);
+        let agent = self.agents.get(name);
+        let agent = agent.filter(|a| node.is_some_and(|n| n.uid == a.node_uid));
+        let Some((agent, health)) = agent.and_then(|a| Some((a, a.health.as_ref()?))) else {
             return Change::default();
         };
-        match has_gpus(agent) {
-            true => {
-                let driver = agent.facts.as_ref().and_then(|f| f.driver.as_ref());
-                let driver = driver.map(|d| d.version.as_str());
-                self.breaker.observe(name, driver, NodeState::of(health), now)
+        let driver = agent.facts.as_ref().and_then(|f| f.driver.as_ref());
+        let driver = driver.map(|d| d.version.as_str());
+        match gpus(agent) {
+            Gpus::Seen => self.breaker.observe(name, driver, NodeState::of(health), now),
+            Gpus::Expected => {
+                // That nothing is wrong with GPUs that nobody sees says nothing of them.
+                let state = match NodeState::of(health) {
+                    NodeState::Ready => NodeState::Unknown,
+                    state => state,
+                };
+                self.breaker.observe(name, driver, state, now)
             }
-            false => self.breaker.forget(name, now),
+            Gpus::NotTold => Change::default(),
+            Gpus::None => self.breaker.forget(name, now),
         }
     }
 
-    /// The node is known, or changed. What an earlier process decided on it is taken over once.
+    /// The node is known, or changed. Of what an earlier process decided, what is on it is taken over once; what was decided on another
+    /// node of this name is not its. To be called before the node takes its place in the picture.
     pub(super) fn node_came(&mut self, node: &Node, now: Instant) -> Change {
+        let another = self.nodes.get(&node.name).is_some_and(|n| n.uid != node.uid);
+        let forgotten = match another {
+            true => self.breaker.forget(&node.name, self.clock.at(now)),
+            false => Change::default(),
+        };
+        forgotten.and(self.recall(node, now))
+    }
+
+    fn recall(&mut self, node: &Node, now: Instant) -> Change {
         let condition = node.conditions.iter().find(|c| c.type_ == NVIDIA_READY);
         let offers_gpus = node.allocatable.whole(NVIDIA_GPU) > 0;
-        let tainted = node.taints.iter().any(|t| t.key == UNHEALTHY_TAINT);
-        let has_none = |a: &Agent| a.node_uid == node.uid && a.health.is_some() && !has_gpus(a);
+        let tainted = node.taints.iter().any(is_our_taint);
+        let has_none = |a: &Agent| a.node_uid == node.uid && a.health.is_some() && gpus(a) == Gpus::None;
         let says_none = self.agents.get(&node.name).is_some_and(has_none);
         if says_none || (condition.is_none() && !offers_gpus && !tainted) {
             return Change::default();
@@ -77,7 +103,8 @@ impl Picture {
         let left = excluded.map(|c| {
             (
                 cause_told(&c.reason, &c.message),
-                transition(c.last_transition.as_deref()),
+                // A node that was held back and then taken out has its transition from before.
+                transition(c.last_transition.as_deref()).max(c.written.and_then(since_1970)),
             )
         });
         let left = left.or_else(|| tainted.then(|| (String::new(), None)));
@@ -89,18 +116,35 @@ impl Picture {
 }
 
 fn transition(time: Option<&str>) -> Option<Duration> {
-    let time: Timestamp = time?.parse().ok()?;
+    since_1970(time?.parse().ok()?)
+}
+
+fn since_1970(time: Timestamp) -> Option<Duration> {
     Some(Duration::from_secs(u64::try_from(time.as_second()).ok()?))
 }
 
-/// Whether NVML ever listed a GPU, or PCI shows one that NVML does not.
-fn has_gpus(agent: &Agent) -> bool {
-    let listed = agent.facts.as_ref().is_some_and(|f| !f.gpus.is_empty());
-    let judged = agent
-        .health
-        .as_ref()
-        .is_some_and(|h| !h.gpus.is_empty() || h.missing_gpus > 0);
-    listed || judged
+/// What an agent tells of its node's NVIDIA GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gpus {
+    /// NVML listed some, or misses some.
+    Seen,
+    /// PCI shows cards, and NVML was not read since the agent started, or has no driver.
+    Expected,
+    /// Its facts have not come.
+    NotTold,
+    None,
+}
+
+fn gpus(agent: &Agent) -> Gpus {
+    let health = agent.health.as_ref();
+    let judged = health.is_some_and(|h| !h.gpus.is_empty() || h.missing_gpus > 0);
+    match &agent.facts {
+        _ if judged => Gpus::Seen,
+        Some(facts) if !facts.gpus.is_empty() => Gpus::Seen,
+        Some(facts) if facts.nvidia_cards().next().is_some() => Gpus::Expected,
+        Some(_) => Gpus::None,
+        None => Gpus::NotTold,
+    }
 }
 
 impl Cluster {
@@ -126,101 +170,5 @@ impl Cluster {
 }
 
 #[cfg(test)]
-mod tests {
-    use berth_core::health::breaker::{Breaker, Limits};
-    use berth_core::placement::Resources;
-    use berth_core::placement::node::Taint;
-
-    use super::*;
-    use crate::cluster::NodeCondition;
-
-    const OURS: &str = managers::NODES_HEALTH;
-
-    fn node(condition: Option<(&str, &str, &str, &str)>, tainted: bool, gpus: i64) -> Node {
-        let conditions = condition.map(|(status, reason, message, manager)| NodeCondition {
-            type_: NVIDIA_READY.into(),
-            status: status.into(),
-            reason: reason.into(),
-            message: message.into(),
-            last_transition: Some("2026-01-01T00:00:00Z".into()),
-            managers: [manager.to_owned()].into(),
-        });
-        let taint = Taint {
-            key: UNHEALTHY_TAINT.into(),
-            ..Taint::default()
-        };
-        Node {
-            name: "n".into(),
-            uid: "u".into(),
-            allocatable: Resources([(NVIDIA_GPU.to_owned(), gpus * 1000)].into()),
-            conditions: conditions.into_iter().collect(),
-            taints: tainted.then_some(taint).into_iter().collect(),
-            ..Node::default()
-        }
-    }
-
-    #[test]
-    fn what_an_earlier_process_decided_is_read_from_the_node() {
-        let held = format!("GPU-0: XID 62: reset the GPU{HELD}");
-        for (what, node, known, excluded) in [
-            ("no GPUs", node(None, false, 0), 0, 0),
-            ("GPUs", node(None, false, 4), 1, 0),
-            ("well", node(Some(("True", "AllGPUsReady", "", OURS)), false, 0), 1, 0),
-            ("out", node(Some(("False", "ResetRequired", "m", OURS)), false, 0), 1, 1),
-            (
-                "held back",
-                node(Some(("False", "ResetRequired", &held, OURS)), false, 4),
-                1,
-                0,
-            ),
-            (
-                "tainted, whatever is said",
-                node(Some(("False", "ResetRequired", &held, OURS)), true, 4),
-                1,
-                1,
-            ),
-            (
-                "no fault of the hardware",
-                node(Some(("False", "DriverUpgrading", "m", OURS)), false, 4),
-                1,
-                0,
-            ),
-            (
-                "tainted before the driver went",
-                node(Some(("False", "DriverUpgrading", "m", OURS)), true, 0),
-                1,
-                1,
-            ),
-            (
-                "silent",
-                node(Some(("Unknown", "AgentSilent", "m", OURS)), false, 4),
-                1,
-                0,
-            ),
-            (
-                "another's word",
-                node(Some(("False", "ResetRequired", "m", "other")), false, 4),
-                1,
-                0,
-            ),
-            ("only the taint is left", node(None, true, 0), 1, 1),
-        ] {
-            let mut picture = Picture {
-                breaker: Breaker::new(Limits::default()),
-                ..Picture::default()
-            };
-            picture.node_came(&node, Instant::now());
-            let is = (picture.breaker.nodes(), picture.breaker.excluded());
-            assert_eq!(is, (known, excluded), "{what}");
-        }
-    }
-
-    #[test]
-    fn the_clock_goes_there_and_back() {
-        let clock = Clock::default();
-        let later = Instant::now() + Duration::from_secs(90);
-        assert_eq!(clock.moment(clock.at(later)), later);
-        assert_eq!(transition(Some("1970-01-01T00:01:30Z")), Some(Duration::from_secs(90)));
-        assert_eq!(transition(Some("never")), None);
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

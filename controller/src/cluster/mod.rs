@@ -24,7 +24,7 @@ use berth_core::health::breaker::{Breaker, Limits};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::{RwLock, RwLockReadGuard};
 
-pub use health::{Clock, HELD, NVIDIA_READY};
+pub use health::{Clock, HELD, NVIDIA_READY, is_our_taint};
 pub use node::{Node, NodeCondition};
 #[cfg(test)]
 pub use pod::Scheduling;
@@ -175,8 +175,11 @@ impl Cluster {
             if known.is_some_and(|k| k.uid == node.uid && is_older(&node.resource_version, &k.resource_version)) {
                 return;
             }
-            let change = picture.node_came(&node, Instant::now());
-            (picture.nodes.insert(name.clone(), node.clone()), change)
+            let now = Instant::now();
+            let change = picture.node_came(&node, now);
+            let before = picture.nodes.insert(name.clone(), node.clone());
+            // Its agent may have been heard first.
+            (before, change.and(picture.agent_spoke(&name, now)))
         };
         self.tell(change);
         let labels_changed = before
@@ -453,6 +456,7 @@ mod tests {
             name: "n".into(),
             uid: "u".into(),
             resource_version: version.into(),
+            whole_version: version.into(),
             labels: [("l".to_owned(), label.to_owned())].into(),
             ..Node::default()
         }
@@ -474,11 +478,22 @@ mod tests {
         assert_eq!(label(), "first", "of a namesake");
         cluster.observe_node(&answer("u"));
         assert_eq!(label(), "written");
+        let versions = || {
+            let picture = cluster.read();
+            let node = &picture.nodes["n"];
+            (node.resource_version.clone(), node.whole_version.clone())
+        };
+        assert_eq!(
+            versions(),
+            ("9".into(), "5".into()),
+            "of taints the answer says nothing"
+        );
         assert!(cluster.read().nodes["n"].label_managers["l"].contains("m"));
         cluster.apply_node(node("8", "older"));
         assert_eq!(label(), "written");
         cluster.apply_node(node("10", "newer"));
         assert_eq!(label(), "newer");
+        assert_eq!(versions(), ("10".into(), "10".into()));
         // A node that is not there is not made.
         cluster.delete_node("n");
         cluster.observe_node(&answer("u"));

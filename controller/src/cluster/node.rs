@@ -6,8 +6,9 @@ use berth_core::placement::Resources;
 use berth_core::placement::node::Taint;
 use berth_crds::access::NODE_CONDITIONS;
 use berth_crds::names::managers::NODES_HEALTH;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 
 use super::pod::resources;
 
@@ -20,6 +21,8 @@ pub struct Node {
     pub uid: String,
     /// Version of the object.
     pub resource_version: String,
+    /// Version at which the whole of it was seen: `resource_version` may be that of a write of ours of which only metadata came back.
+    pub whole_version: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Label key → field managers that own it.
@@ -49,6 +52,8 @@ pub struct NodeCondition {
     pub message: String,
     /// RFC 3339.
     pub last_transition: Option<String>,
+    /// When we last wrote conditions of the node, by `metadata.managedFields`.
+    pub written: Option<Timestamp>,
     /// Field managers that own it.
     pub managers: BTreeSet<String>,
 }
@@ -62,6 +67,7 @@ impl Node {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             resource_version: meta.resource_version.clone().unwrap_or_default(),
+            whole_version: meta.resource_version.clone().unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
             label_managers: label_managers(meta),
             annotations: annotations(meta),
@@ -117,6 +123,7 @@ fn conditions(node: &core::Node, extra: &[String]) -> Vec<NodeCondition> {
             || managers.get(type_).is_some_and(|m| m.contains(NODES_HEALTH))
     };
     let ours: Vec<_> = all.filter(|c| ours(&c.type_)).collect();
+    let written = conditions_written(&node.metadata);
     ours.into_iter()
         .map(|c| NodeCondition {
             type_: c.type_.clone(),
@@ -124,6 +131,7 @@ fn conditions(node: &core::Node, extra: &[String]) -> Vec<NodeCondition> {
             reason: c.reason.clone().unwrap_or_default(),
             message: c.message.clone().unwrap_or_default(),
             last_transition: c.last_transition_time.as_ref().map(|t| t.0.to_string()),
+            written,
             managers: managers.remove(&c.type_).unwrap_or_default(),
         })
         .collect()
@@ -175,6 +183,18 @@ fn condition_managers(meta: &ObjectMeta) -> BTreeMap<String, BTreeSet<String>> {
     owners
 }
 
+/// When we last wrote conditions. The entry of our taint has the same manager and no conditions.
+fn conditions_written(meta: &ObjectMeta) -> Option<Timestamp> {
+    let entries = meta.managed_fields.iter().flatten();
+    let of_conditions = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref();
+        entry.manager.as_deref() == Some(NODES_HEALTH)
+            && fields.is_some_and(|f| f.0.pointer("/f:status/f:conditions").is_some())
+    };
+    let times = entries.filter(of_conditions).filter_map(|e| e.time.as_ref());
+    times.map(|time| time.0).max()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +211,25 @@ mod tests {
         let slim = Node::from_api(&node, &[]);
         assert_eq!(slim.label_managers["a/b"].len(), 2);
         assert_eq!(slim.label_managers["c"].iter().collect::<Vec<_>>(), ["nfd"]);
+    }
+
+    #[test]
+    fn when_we_wrote_conditions_is_read_from_managed_fields() {
+        let conditions =
+            || serde_json::json!({"f:status": {"f:conditions": {"k:{\"type\":\"nvidia.com/GPUReady\"}": {}}}});
+        let node: core::Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n", "managedFields": [
+                {"manager": "kubelet", "operation": "Update", "time": "2026-01-04T00:00:00Z", "fieldsV1": conditions()},
+                {"manager": "berth/nodes-health", "operation": "Apply", "time": "2026-01-02T00:00:00Z", "fieldsV1": conditions()},
+                {"manager": "berth/nodes-health", "operation": "Update", "time": "2026-01-03T00:00:00Z",
+                    "fieldsV1": {"f:spec": {"f:taints": {}}}},
+            ]},
+            "status": {"conditions": [{"type": "nvidia.com/GPUReady", "status": "False"}]},
+        }))
+        .unwrap();
+        let slim = Node::from_api(&node, &[]);
+        let written = slim.conditions[0].written.map(|time| time.to_string());
+        assert_eq!(written.as_deref(), Some("2026-01-02T00:00:00Z"));
     }
 
     #[test]

@@ -59,9 +59,10 @@ impl Words {
         self
     }
 
-    /// What a condition says on which others act, by draining or replacing the node: the worst of both vendors. What is no fault of the
-    /// hardware is Unknown there, and so is a verdict while the fleet breaker doubts it.
-    pub fn for_repair(&self, held: bool) -> Word {
+    /// What a condition says on which others act, by draining or replacing the node: the worst of both vendors. Of NVIDIA's it is False
+    /// only where the fleet breaker took the node out (`excluded`): neither while it doubts the verdict, nor for one MIG slice, nor for what
+    /// is no fault of the hardware. Of AMD's, which the breaker does not follow, it is False for each fault of the hardware.
+    pub fn for_repair(&self, excluded: bool) -> Word {
         let rank = |word: &&Word| match word {
             Word::None => 0,
             Word::Keep => 1,
@@ -71,16 +72,18 @@ impl Words {
                 Status::False => 4,
             },
         };
-        let worst = [&self.amd, &self.nvidia].into_iter().max_by_key(rank);
-        match worst.cloned() {
-            Some(Word::Say(wanted)) if wanted.status == Status::False && (held || !is_of_hardware(&wanted.reason)) => {
-                Word::Say(Wanted {
-                    status: Status::Unknown,
-                    ..wanted
-                })
-            }
-            word => word.unwrap_or(Word::None),
-        }
+        let doubted = |word: &Word, believed: &dyn Fn(&Wanted) -> bool| match word.clone() {
+            Word::Say(wanted) if wanted.status == Status::False && !believed(&wanted) => Word::Say(Wanted {
+                status: Status::Unknown,
+                ..wanted
+            }),
+            word => word,
+        };
+        let words = [
+            doubted(&self.amd, &|wanted| is_of_hardware(&wanted.reason)),
+            doubted(&self.nvidia, &|_| excluded),
+        ];
+        words.into_iter().max_by_key(|word| rank(&word)).unwrap_or(Word::None)
     }
 }
 
@@ -141,12 +144,7 @@ pub(super) fn probe_is_away(health: &NodeHealth) -> bool {
 }
 
 fn nvidia(facts: &NodeFacts, health: &NodeHealth, away_for_long: bool) -> Word {
-    let ours = |driver: Option<&str>| matches!(driver, None | Some("nvidia" | "nouveau"));
-    let cards = facts
-        .nvidia_display_functions()
-        .filter(|f| ours(f.driver.as_deref()))
-        .count();
-    if cards == 0 && health.gpus.is_empty() {
+    if facts.nvidia_cards().next().is_none() && health.gpus.is_empty() {
         return Word::None;
     }
     if probe_is_away(health) {
@@ -577,11 +575,13 @@ mod tests {
     #[test]
     fn who_repairs_is_told_of_hardware_alone() {
         use Status::{False, True, Unknown};
-        for (nvidia, amd, held, want) in [
+        for (nvidia, amd, excluded, want) in [
             (say(True, "A", ""), Word::None, false, say(True, "A", "")),
-            (say(False, "A", ""), say(True, "B", ""), false, say(False, "A", "")),
+            (say(False, "A", ""), say(True, "B", ""), true, say(False, "A", "")),
             (say(True, "A", ""), say(False, "B", ""), false, say(False, "B", "")),
-            (say(False, "A", ""), say(False, "B", ""), false, say(False, "A", "")),
+            (say(False, "A", ""), say(False, "B", ""), true, say(False, "A", "")),
+            // NVIDIA's is in doubt, AMD's is not.
+            (say(False, "A", ""), say(False, "B", ""), false, say(False, "B", "")),
             (say(Unknown, "A", ""), say(True, "B", ""), false, say(Unknown, "A", "")),
             (
                 say(False, "DriverUpgrading", ""),
@@ -595,7 +595,8 @@ mod tests {
                 false,
                 say(Unknown, "DriverNotLoaded", ""),
             ),
-            (say(False, "A", ""), Word::None, true, say(Unknown, "A", "")),
+            // Held back, or one MIG slice.
+            (say(False, "A", ""), Word::None, false, say(Unknown, "A", "")),
             (Word::Keep, Word::None, false, Word::Keep),
             (Word::None, Word::None, false, Word::None),
         ] {
@@ -604,7 +605,7 @@ mod tests {
                 amd,
                 again_at: None,
             };
-            assert_eq!(words.for_repair(held), want, "{words:?}");
+            assert_eq!(words.for_repair(excluded), want, "{words:?}");
         }
     }
 

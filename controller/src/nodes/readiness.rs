@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use berth_core::health::breaker::Decision;
 use berth_crds::access::NODE_CONDITIONS;
 use berth_crds::conditions::{Reason, Status};
 use berth_crds::names::managers;
@@ -145,9 +146,12 @@ fn said(condition: &NodeCondition) -> Option<Wanted> {
 }
 
 /// Every condition that is ours, with its rule and what it is to say.
-fn wanted(settings: &Settings, words: Words, held: bool) -> Vec<(&str, KeyFamily, Word)> {
-    let for_repair = words.for_repair(held);
-    let words = if held { words.held() } else { words };
+fn wanted<'a>(settings: &'a Settings, words: Words, decision: Decision<'_>) -> Vec<(&'a str, KeyFamily, Word)> {
+    let for_repair = words.for_repair(matches!(decision, Decision::Excluded { .. }));
+    let words = match decision {
+        Decision::Held { .. } => words.held(),
+        Decision::Ready | Decision::Unknown | Decision::Excluded { .. } => words,
+    };
     let mut wanted = vec![
         (NVIDIA, settings.nvidia_condition, words.nvidia),
         (AMD, settings.amd_condition, words.amd),
@@ -239,8 +243,9 @@ impl Readiness<'_> {
         if is_paused(node) {
             return None;
         }
-        let held = picture.breaker.is_held(name);
-        let plan = plan(node, wanted(&self.context.settings, words, held), Timestamp::now());
+        let decision = picture.breaker.decision(name);
+        let wanted = wanted(&self.context.settings, words, decision);
+        let plan = plan(node, wanted, Timestamp::now());
         Some((node.uid.clone(), plan))
     }
 
@@ -331,6 +336,7 @@ mod tests {
                 reason: reason.into(),
                 message: "m".into(),
                 last_transition: Some(THEN.into()),
+                written: None,
                 managers: owners.iter().map(|m| (*m).to_owned()).collect(),
             }],
             ..Node::default()

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::readiness::reference;
 use super::{WRITERS, backoff, is_paused};
 use crate::args::{NodesMode, TaintWhen};
-use crate::cluster::Node;
+use crate::cluster::{Node, is_our_taint};
 use crate::context::Context;
 use crate::placement::patch::{is_outdated, operations_patch};
 
@@ -48,7 +48,7 @@ enum Change {
 
 /// `None`: it is as it is to be, or nothing is known.
 fn plan(when: TaintWhen, decision: Decision<'_>, health: Option<&NodeHealth>, taints: &[Taint]) -> Option<Change> {
-    let place = taints.iter().position(is_ours);
+    let place = taints.iter().position(is_our_taint);
     let wanted = match (when, decision) {
         (TaintWhen::Never, _) | (_, Decision::Ready) => false,
         // What is held back counts as it did; what is unknown, too.
@@ -63,24 +63,21 @@ fn plan(when: TaintWhen, decision: Decision<'_>, health: Option<&NodeHealth>, ta
     }
 }
 
-fn is_ours(taint: &Taint) -> bool {
-    taint.key == UNHEALTHY_TAINT && taint.effect == TAINT_EFFECT
-}
-
-/// Fails where the node is another one, or no longer as it was when this was decided. `taints`: how many there are.
-fn operations(change: Change, uid: &str, version: &str, taints: usize) -> Vec<Value> {
+/// Fails where the node is another one, or no longer as it was when its taints were seen.
+fn operations(change: Change, node: &Node) -> Vec<Value> {
     let taint = json!({"key": UNHEALTHY_TAINT, "effect": TAINT_EFFECT});
     let mut operations = vec![
-        json!({"op": "test", "path": "/metadata/uid", "value": uid}),
-        json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}),
+        json!({"op": "test", "path": "/metadata/uid", "value": node.uid}),
+        json!({"op": "test", "path": "/metadata/resourceVersion", "value": node.whole_version}),
     ];
     operations.extend(match change {
-        Change::Put if taints == 0 => vec![json!({"op": "add", "path": "/spec/taints", "value": [taint]})],
+        Change::Put if node.taints.is_empty() => vec![json!({"op": "add", "path": "/spec/taints", "value": [taint]})],
         Change::Put => vec![json!({"op": "add", "path": "/spec/taints/-", "value": taint})],
         Change::Take(place) => {
             let path = format!("/spec/taints/{place}");
             vec![
                 json!({"op": "test", "path": format!("{path}/key"), "value": UNHEALTHY_TAINT}),
+                json!({"op": "test", "path": format!("{path}/effect"), "value": TAINT_EFFECT}),
                 json!({"op": "remove", "path": path}),
             ]
         }
@@ -179,8 +176,7 @@ enum WriteError {
 
 async fn write(context: &Context, node: &Node, change: Change) -> Result<ApiNode, WriteError> {
     let api: Api<ApiNode> = Api::all(context.client.clone());
-    let operations = operations(change, &node.uid, &node.resource_version, node.taints.len());
-    patch(&api, &node.name, operations).await
+    patch(&api, &node.name, operations(change, node)).await
 }
 
 async fn patch(api: &Api<ApiNode>, name: &str, operations: Vec<Value>) -> Result<ApiNode, WriteError> {
@@ -227,7 +223,7 @@ pub async fn take_all(client: &Client) -> Result<(), String> {
             Err(_) => return Err(format!("cannot list Nodes: no answer within {} s", DEADLINE.as_secs())),
         };
         let slim = nodes.items.iter().map(|n| Node::from_api(n, &[]));
-        tainted.extend(slim.filter(|n| n.taints.iter().any(is_ours)));
+        tainted.extend(slim.filter(|n| n.taints.iter().any(is_our_taint)));
         match nodes.metadata.continue_.filter(|c| !c.is_empty()) {
             Some(next) => page = page.continue_token(&next),
             None => break,
@@ -253,15 +249,10 @@ pub async fn take_all(client: &Client) -> Result<(), String> {
 
 async fn take(api: &Api<ApiNode>, mut node: Node) -> Result<(), String> {
     for _ in 0..TRIES {
-        let Some(place) = node.taints.iter().position(is_ours) else {
+        let Some(place) = node.taints.iter().position(is_our_taint) else {
             return Ok(());
         };
-        let operations = operations(
-            Change::Take(place),
-            &node.uid,
-            &node.resource_version,
-            node.taints.len(),
-        );
+        let operations = operations(Change::Take(place), &node);
         match patch(api, &node.name, operations).await {
             Ok(_) => return Ok(()),
             Err(WriteError::Failed(error)) => return Err(error),
@@ -386,13 +377,30 @@ mod tests {
             ),
             (Change::Take(1), 2, json!({"op": "remove", "path": "/spec/taints/1"})),
         ] {
-            let operations = operations(change, "u", "7", taints);
+            let node = Node {
+                uid: "u".into(),
+                // A write of ours since, of which only metadata came back: the taints are those of before.
+                resource_version: "9".into(),
+                whole_version: "7".into(),
+                taints: vec![taint("x", "NoSchedule"); taints],
+                ..Node::default()
+            };
+            let operations = operations(change, &node);
             assert_eq!(operations[0]["value"], "u");
             assert_eq!(
                 operations[1],
                 json!({"op": "test", "path": "/metadata/resourceVersion", "value": "7"})
             );
             assert_eq!(operations.last(), Some(&last));
+            let tests: Vec<&Value> = operations[2..].iter().filter(|o| o["op"] == "test").collect();
+            let ours = [
+                json!({"op": "test", "path": "/spec/taints/1/key", "value": UNHEALTHY_TAINT}),
+                json!({"op": "test", "path": "/spec/taints/1/effect", "value": "NoSchedule"}),
+            ];
+            match change {
+                Change::Put => assert!(tests.is_empty(), "{tests:?}"),
+                Change::Take(_) => assert_eq!(tests, ours.iter().collect::<Vec<_>>()),
+            }
         }
     }
 }

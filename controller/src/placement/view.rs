@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use berth_core::facts::{Gpu, NodeFacts, PodShare};
 use berth_core::freshness::SAMPLE_STALE;
-use berth_core::health::{GpuState, NodeHealth};
+use berth_core::health::{GpuState, NodeHealth, is_of_hardware};
 use berth_core::labels::class_of;
 use berth_core::placement::NodeView;
 use berth_core::placement::node::{GpuView, Hardware, SliceView};
@@ -199,12 +199,12 @@ fn refresh(
     }
 }
 
-/// The fleet breaker is open: what was judged of this node's GPUs does not take them away.
+/// The fleet breaker is open: what was judged of this node's GPUs does not take them away. What is no verdict does.
 fn count_all_the_same(view: &mut NodeView) {
     let Some(hardware) = &mut view.hardware else { return };
-    hardware.sick_slices.clear();
+    hardware.sick_slices.retain(|s| !is_of_hardware(&s.reason));
     let gpus = hardware.gpus.iter_mut();
-    gpus.filter(|g| !g.state.may_be_handed_out())
+    gpus.filter(|g| !g.state.may_be_handed_out() && is_of_hardware(&g.reason))
         .for_each(|g| g.state = GpuState::Suspect);
 }
 

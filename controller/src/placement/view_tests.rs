@@ -327,6 +327,36 @@ fn a_verdict_counts_at_once_and_one_that_is_held_back_does_not() {
 }
 
 #[test]
+fn what_is_no_verdict_keeps_pods_away_from_a_node_that_is_held_back() {
+    use GpuState::{Suspect, Unhealthy};
+    let gpu = |reason: &str| GpuView {
+        state: Unhealthy,
+        reason: reason.into(),
+        ..GpuView::default()
+    };
+    let slice = |reason: &str| SliceView {
+        state: Unhealthy,
+        reason: reason.into(),
+        ..SliceView::default()
+    };
+    let mut view = NodeView {
+        hardware: Some(Hardware {
+            gpus: vec![gpu("ResetRequired"), gpu("ConfidentialComputeNotReady")],
+            sick_slices: vec![slice("ResetRequired"), slice("ConfidentialComputeNotReady")],
+            ..Hardware::default()
+        }),
+        ..NodeView::default()
+    };
+    count_all_the_same(&mut view);
+    let hardware = view.hardware.unwrap();
+    assert_eq!(
+        hardware.gpus.iter().map(|g| g.state).collect::<Vec<_>>(),
+        [Suspect, Unhealthy]
+    );
+    assert_eq!(hardware.sick_slices, [slice("ConfidentialComputeNotReady")]);
+}
+
+#[test]
 fn memory_that_shows_is_not_taken_twice() {
     let now = Instant::now();
     // Free of 80 Gi each; pods as (GPUs held, ready).

@@ -96,6 +96,17 @@ pub struct Change {
     pub turned: Vec<String>,
 }
 
+impl Change {
+    /// This, and then the next.
+    #[must_use]
+    pub fn and(mut self, next: Self) -> Self {
+        let new = next.turned.into_iter().filter(|name| !self.turned.contains(name));
+        let new: Vec<_> = new.collect();
+        self.turned.extend(new);
+        self
+    }
+}
+
 /// The fleet and what was decided on it. The clock is the caller's: any that does not go back.
 #[derive(Debug, Clone, Default)]
 pub struct Breaker {
@@ -151,7 +162,8 @@ impl Breaker {
         let known = self.nodes.get_mut(name);
         let same = known.as_ref().is_some_and(|k| k.state == state);
         if let Some(known) = known {
-            if driver.is_some() {
+            let another_driver = driver.is_some() && driver != known.driver.as_deref();
+            if another_driver {
                 known.driver = driver.map(str::to_owned);
                 // Recalled before its agent had reported.
                 let recalled = self.recent.get_mut(name).into_iter().flatten();
@@ -160,7 +172,11 @@ impl Breaker {
                     .for_each(|e| e.driver.clone_from(&known.driver));
             }
             if same {
-                return Change::default();
+                // Whom the driver's version made alike may be told apart now.
+                return match another_driver && self.held_back > 0 {
+                    true => self.settle(now),
+                    false => Change::default(),
+                };
             }
             let was_calm = known.is_calm();
             if known.cause().is_none() {
@@ -324,7 +340,9 @@ impl Breaker {
         if reached(others().count(), self.limits.new) {
             return Some(Limit::Rate);
         }
-        let alike = |e: &&Exclusion| known.cause() == Some(&e.cause) && known.driver == e.driver;
+        // A version that is not known yet, as after a restart, tells nobody apart.
+        let same_driver = |e: &Exclusion| known.driver.is_none() || e.driver.is_none() || known.driver == e.driver;
+        let alike = |e: &&Exclusion| known.cause() == Some(&e.cause) && same_driver(e);
         let alike = others().filter(|list| list.iter().any(|e| alike(&e))).count();
         reached(alike, self.limits.same_cause).then_some(Limit::SameCause)
     }

@@ -225,6 +225,31 @@ fn a_restart_takes_over_what_is_on_the_nodes() {
 }
 
 #[test]
+fn a_driver_version_that_is_not_known_yet_tells_nobody_apart() {
+    let mut breaker = Breaker::new(limits(100, 10, 1));
+    breaker.recall("n0", Some(("A", at(500))), at(600));
+    breaker.recall("n3", None, at(600));
+    // No agent of what was recalled has reported.
+    breaker.observe("n1", Some("550"), sick("A"), at(601));
+    assert_eq!(words(&breaker), ["-", "same-cause", "-"]);
+    // It has, and the driver of the next one is not known.
+    breaker.observe("n0", Some("570"), sick("A"), at(602));
+    assert_eq!(words(&breaker), ["out", "out", "-"]);
+    breaker.observe("n3", None, sick("A"), at(603));
+    assert_eq!(words(&breaker), ["out", "out", "same-cause"]);
+    let change = breaker.observe("n3", Some("560"), sick("A"), at(604));
+    assert_eq!((words(&breaker)[2], change.turned), ("out", vec!["n3".to_owned()]));
+}
+
+#[test]
+fn one_change_and_another() {
+    let turned = |names: &[&str]| Change {
+        turned: names.iter().map(|n| (*n).to_owned()).collect(),
+    };
+    assert_eq!(turned(&["a", "b"]).and(turned(&["b", "c"])), turned(&["a", "b", "c"]));
+}
+
+#[test]
 fn a_fleet_that_grows_makes_room_and_one_that_shrinks_takes_nothing_back() {
     let mut breaker = fleet(4, limits(25, 10, 10));
     breaker.observe("n0", None, sick("A"), at(1));

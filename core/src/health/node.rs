@@ -144,6 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_that_is_ill_alone_leaves_the_node_ready() {
+        let slice = GpuHealth {
+            gpu: Some("GPU-0".into()),
+            ..gpu(GpuState::Unhealthy, "ResetRequired")
+        };
+        let mut health = health(NvmlState::Ready, &[(GpuState::Healthy, "")], 0);
+        health.gpus.push(slice);
+        assert_eq!(
+            NodeState::of(&health),
+            NodeState::Ready,
+            "nobody drains a machine for it"
+        );
+    }
+
+    #[test]
     fn what_is_gone_is_told_from_what_was_judged_and_from_software() {
         use GpuState::*;
         let sick = |cause: &str| NodeState::Sick { cause: cause.into() };
