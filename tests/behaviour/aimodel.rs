@@ -53,6 +53,9 @@ fn main() -> ExitCode {
             "what the original left behind is taken over without restarting a pod",
             |c| left_behind(Fixture::new(c)),
         )
+        .trial("a child that somebody keeps changing holds up no other", |c| {
+            kept_changing(Fixture::new(c))
+        })
         .run()
 }
 
@@ -771,4 +774,43 @@ async fn left_behind(f: Fixture) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn kept_changing(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("changes").await?;
+    apply(&f, &ns, model("m", json!({}))).await?;
+    expect_state(&f, &ns, "m", "Running").await?;
+    let fighter = {
+        let roles = Api::<Role>::namespaced(f.client(), &ns);
+        tokio::spawn(async move {
+            loop {
+                let rules = json!({"rules": [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]});
+                // Its own failures are of no interest.
+                let _ = roles
+                    .patch(
+                        "m-deployment-event-role",
+                        &PatchParams::apply("fighter"),
+                        &Patch::Merge(&rules),
+                    )
+                    .await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+    };
+    let braked = ("False", "ChildKeepsChanging");
+    expect_condition(&f, &ns, "m", "Accepted", braked, SOON).await?;
+    // The Role comes before the Deployment.
+    edit(&f, &ns, "m", json!({"image": "worker:2"})).await?;
+    eventually("the edit is in the Deployment", SOON, async || {
+        let deployment = deployments(&f, &ns).get("m-deployment").await?;
+        let pod = deployment.spec.context("spec")?.template.spec.context("pod")?;
+        let image = pod.containers[0].image.as_deref();
+        ensure!(image == Some("worker:2"), "{image:?}");
+        Ok(())
+    })
+    .await?;
+    let said = expect_condition(&f, &ns, "m", "Accepted", braked, SOON).await?;
+    ensure!(said.contains("Role") && said.contains("rules"), "{said}");
+    fighter.abort();
+    f.delete_namespace(&ns).await
 }

@@ -382,13 +382,17 @@ impl Cluster {
         self.placement.push(());
     }
 
-    /// Why a node's labels do not follow the configuration of the device plugin; `None`: they do. Whether that is news.
+    /// Why a node's labels do not follow the configuration of the device plugin; `None`: they do. Whether that is a problem that no node had
+    /// before.
     pub fn set_plugin_problem(&self, node: &str, problem: Option<String>) -> bool {
         let mut picture = self.picture.write();
-        match problem {
-            Some(problem) => picture.plugin_problems.insert(node.to_owned(), problem.clone()) != Some(problem),
-            None => picture.plugin_problems.remove(node).is_some(),
-        }
+        let Some(problem) = problem else {
+            picture.plugin_problems.remove(node);
+            return false;
+        };
+        let is_known = picture.plugin_problems.values().any(|known| *known == problem);
+        picture.plugin_problems.insert(node.to_owned(), problem);
+        !is_known
     }
 
     /// Placement's conclusion on a pod.
@@ -498,5 +502,21 @@ mod tests {
         cluster.delete_node("n");
         cluster.observe_node(&answer("u"));
         assert!(cluster.read().nodes.is_empty());
+    }
+
+    #[test]
+    fn a_problem_of_the_device_plugin_is_news_once_however_many_nodes_have_it() {
+        let cluster = Cluster::new();
+        let set = |node: &str, problem: &str| {
+            cluster.set_plugin_problem(node, Some(problem).filter(|p| !p.is_empty()).map(str::to_owned))
+        };
+        assert!(set("a", "key x"));
+        assert!(!set("b", "key x"), "another node");
+        assert!(!set("a", "key x"), "looked at again");
+        assert!(set("b", "key y"));
+        assert_eq!(cluster.read().plugin_problems.len(), 2, "each node has its own");
+        assert!(!set("a", "") && !set("b", ""));
+        assert!(cluster.read().plugin_problems.is_empty());
+        assert!(set("a", "key x"), "after it was gone");
     }
 }

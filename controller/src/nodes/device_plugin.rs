@@ -11,7 +11,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::watch_object;
+use kube::runtime::watcher::{self, watch_object};
 use tokio::sync::watch;
 
 use super::installation;
@@ -49,8 +49,8 @@ pub(super) struct Choice {
 /// A configuration that cannot be used.
 #[derive(Debug, PartialEq)]
 pub(super) enum Problem {
-    /// The node's label chooses it: the node is told.
-    Node(String),
+    /// The labels of nodes choose it, of how many ever: the installation is told, once for each key.
+    Key(String),
     /// It holds for every node without a choice: the installation is told, once.
     Fleet(String),
 }
@@ -58,7 +58,7 @@ pub(super) enum Problem {
 impl Problem {
     pub fn text(&self) -> &str {
         match self {
-            Self::Node(text) | Self::Fleet(text) => text,
+            Self::Key(text) | Self::Fleet(text) => text,
         }
     }
 }
@@ -85,12 +85,10 @@ impl DevicePlugin {
                 Err(error) => {
                     tracing::warn!(%error, "the watch on the device plugin's configuration broke; it is taken up again");
                     // What was read stays known.
-                    if self.map.borrow().is_some() {
-                        continue;
-                    }
-                    Map {
-                        keys: BTreeMap::new(),
-                        problem: Some(format!("ConfigMap {namespace}/{name} cannot be read: {error}")),
+                    let is_known = self.map.borrow().is_some();
+                    match refused(namespace, name, &error).filter(|_| !is_known) {
+                        Some(map) => map,
+                        None => continue,
                     }
                 }
             };
@@ -123,6 +121,22 @@ impl DevicePlugin {
         let map = self.map.borrow().clone().unwrap_or_default();
         chosen(&map, node.labels.get(CONFIG_LABEL).map(String::as_str))
     }
+}
+
+/// What the API server's refusal comes to. `None`: it is no answer, and the next try may bring one; labels that were written without it would
+/// be written back then.
+fn refused(namespace: &str, name: &str, error: &watcher::Error) -> Option<Map> {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code,
+        _ => return None,
+    };
+    matches!(code, 403 | 404).then(|| Map {
+        keys: BTreeMap::new(),
+        problem: Some(format!("ConfigMap {namespace}/{name} cannot be read: {error}")),
+    })
 }
 
 /// One Event when it turns, on the controller's Deployment: a ConfigMap that is not there can carry none.
@@ -161,9 +175,9 @@ fn seen(namespace: &str, name: &str, map: Option<ConfigMap>) -> Map {
 
 fn chosen(map: &Map, label: Option<&str>) -> Choice {
     let label = label.filter(|l| !l.is_empty());
-    let node = |text: String| Choice {
+    let unusable = |text: String| Choice {
         settings: Settings::default(),
-        problem: Some(Problem::Node(text)),
+        problem: Some(Problem::Key(text)),
     };
     match (label, &map.problem) {
         // Where no ConfigMap is named the label is somebody else's matter.
@@ -183,9 +197,12 @@ fn chosen(map: &Map, label: Option<&str>) -> Choice {
                     settings: settings.unwrap_or_default(),
                     problem: None,
                 },
-                Err(error) => node(error.to_string()),
+                Err(error) => unusable(match label {
+                    Some(key) => format!("key {key:?} of the ConfigMap, which label {CONFIG_LABEL} names: {error}"),
+                    None => error.to_string(),
+                }),
             },
-            Err(key) => node(format!(
+            Err(key) => unusable(format!(
                 "label {CONFIG_LABEL} names {key:?}, which is no key of the ConfigMap"
             )),
         },
@@ -232,14 +249,14 @@ mod tests {
                 Some(map(&[good, one, bad])),
                 Some("absent"),
                 none,
-                Some("node: label nvidia.com/device-plugin.config names \"absent\""),
+                Some("key: label nvidia.com/device-plugin.config names \"absent\""),
             ),
             (
                 "a broken choice",
                 Some(map(&[good, one, bad])),
                 Some("bad"),
                 none,
-                Some("node: the device plugin's configuration is of version"),
+                Some("key: key \"bad\" of the ConfigMap, which label nvidia.com/device-plugin.config names: "),
             ),
             (
                 "a broken default",
@@ -280,7 +297,7 @@ mod tests {
             let choice = plugin.choice(&node(label));
             assert_eq!(choice.settings.mig_strategy, strategy, "{what}");
             let told = choice.problem.map(|p| match &p {
-                Problem::Node(text) => format!("node: {text}"),
+                Problem::Key(text) => format!("key: {text}"),
                 Problem::Fleet(text) => format!("fleet: {text}"),
             });
             match problem {
@@ -288,6 +305,41 @@ mod tests {
                 Some(begins) => assert!(told.as_ref().is_some_and(|t| t.starts_with(begins)), "{what}: {told:?}"),
             }
         }
+    }
+
+    #[test]
+    fn only_a_refusal_is_an_answer() {
+        let status = |code| {
+            Box::new(kube::core::Status {
+                code,
+                message: "no".into(),
+                ..Default::default()
+            })
+        };
+        for (code, is_answer) in [
+            (403, true),
+            (404, true),
+            (401, false),
+            (410, false),
+            (429, false),
+            (500, false),
+        ] {
+            for error in [
+                watcher::Error::InitialListFailed(kube::Error::Api(status(code))),
+                watcher::Error::WatchStartFailed(kube::Error::Api(status(code))),
+                watcher::Error::WatchError(status(code)),
+            ] {
+                let map = refused("ns", "map", &error);
+                assert_eq!(map.is_some(), is_answer, "{code}: {error}");
+                assert!(map.is_none_or(|m| {
+                    m.problem
+                        .is_some_and(|p| p.starts_with("ConfigMap ns/map cannot be read"))
+                }));
+            }
+        }
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let reset = watcher::Error::InitialListFailed(kube::Error::Service(reset.into()));
+        assert_eq!(refused("ns", "map", &reset), None);
     }
 
     #[tokio::test]

@@ -106,7 +106,7 @@ impl Labeler<'_> {
                 }
             }
         };
-        self.tell_of_plugin(&name, &planned);
+        self.tell_of_plugin(&name, &planned).await;
         for (manager, keys) in reports.lock().newly_left(&name, &planned.uid, &planned.plan.left) {
             report_left(context, &planned, &name, &manager, &keys);
         }
@@ -173,18 +173,19 @@ impl Labeler<'_> {
         })
     }
 
-    /// A configuration of the device plugin that the node chooses and that cannot be used: once on the node.
-    fn tell_of_plugin(&self, name: &str, planned: &Planned) {
+    /// A configuration of the device plugin that nodes choose and that cannot be used: one Event, however many they are. Which ones is on the
+    /// page `/nodes`.
+    async fn tell_of_plugin(&self, name: &str, planned: &Planned) {
         let text = planned.problem.as_ref().map(|p| p.text().to_owned());
         if !self.context.cluster.set_plugin_problem(name, text) {
             return;
         }
-        if let Some(Problem::Node(problem)) = &planned.problem {
+        if let Some(Problem::Key(problem)) = &planned.problem {
             tracing::warn!(node = name, problem, "the device plugin's configuration is not used");
-            let note = format!("{problem}; labels say nothing of MIG strategy and sharing");
-            let node = readiness::reference(name, &planned.uid);
+            let note = format!("{problem}; labels of the nodes that choose it say nothing of MIG strategy and sharing");
+            let object = installation(self.context).await;
             let reason = Reason::DevicePluginConfigUnusable;
-            self.context.events.warning(node, reason, "Label", &note);
+            self.context.events.warning(object, reason, "Label", &note);
         }
     }
 }

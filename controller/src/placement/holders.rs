@@ -1,7 +1,8 @@
 //! Which GPUs of a node pods hold, as the kubelet says there: what of it may be relied on.
 //!
 //! The kubelet's word is some seconds old, and has names for pods, not UIDs. So a GPU counts as held only if every holder is a pod that the
-//! API server knows to be bound to that very node and that is not about to go. Anything else may be handed out next.
+//! API server knows to be bound to that very node, that is not about to go, and that was there when the kubelet was asked: a StatefulSet's pod
+//! that is made anew has the name of the one before. Anything else may be handed out next.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -12,7 +13,11 @@ use berth_core::placement::resources::is_gpu;
 use berth_core::placement::{NodeView, Resources};
 use berth_core::pods::is_ours;
 
-use crate::cluster::{Agent, Picture, Pod, PodKey};
+use crate::cluster::{Agent, Clock, Picture, Pod, PodKey};
+
+/// How far the API server's clock, which creation times are of, may be ahead of ours or behind it. They are whole seconds besides: a pod may
+/// be younger by one than it says.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
 /// Pods that are there to stay, by node.
 pub struct Holders<'a> {
@@ -20,9 +25,14 @@ pub struct Holders<'a> {
     none: OnNode<'a>,
 }
 
-/// Those of one node, by namespace and name.
+/// Those of one node.
 #[derive(Default)]
-pub struct OnNode<'a>(HashMap<(&'a str, &'a str), &'a Pod>);
+pub struct OnNode<'a> {
+    /// By namespace and name.
+    pods: HashMap<(&'a str, &'a str), &'a Pod>,
+    /// `None` where there are no pods.
+    clock: Option<&'a Clock>,
+}
 
 impl<'a> Holders<'a> {
     /// Those of all nodes whose kubelets are asked, without the pods in `gone`.
@@ -41,7 +51,8 @@ impl<'a> Holders<'a> {
                 .filter(|p| !p.terminating && !gone.contains(&p.uid))
             {
                 if let Some(there) = pod.node.as_deref().and_then(|node| by_node.get_mut(node)) {
-                    there.0.insert((&pod.namespace, &pod.name), pod);
+                    there.pods.insert((&pod.namespace, &pod.name), pod);
+                    there.clock = Some(&picture.clock);
                 }
             }
         }
@@ -60,22 +71,37 @@ impl<'a> Holders<'a> {
 impl OnNode<'_> {
     /// Whether they hold all of a GPU: it, each of its MIG devices, each replica.
     pub fn hold_all_of(&self, agent: &Agent, gpu: &Gpu, now: Instant) -> bool {
-        if self.0.is_empty() || units_left(agent, gpu, now) != Some(0) {
+        if self.pods.is_empty() || units_left(agent, gpu, now) != Some(0) {
             return false;
         }
         let mut handed_out = devices(gpu)
             .filter_map(|uuid| agent.samples.get(uuid))
-            .flat_map(|(sample, _)| &sample.pods)
-            .filter(|used| matches!(used.share, PodShare::Whole | PodShare::Replica))
+            .flat_map(|(sample, taken)| {
+                let asked = self.asked(sample, now.saturating_duration_since(*taken), now);
+                sample.pods.iter().map(move |used| (used, asked))
+            })
+            .filter(|(used, _)| matches!(used.share, PodShare::Whole | PodShare::Replica))
             .peekable();
-        handed_out.peek().is_some() && handed_out.all(|used| self.has(used))
+        handed_out.peek().is_some() && handed_out.all(|(used, asked)| self.has(used, asked))
     }
 
-    fn has(&self, used: &PodUse) -> bool {
-        let pod = used.pod.as_ref();
-        let pod = pod.and_then(|p| self.0.get(&(p.namespace.as_str(), p.name.as_str())));
-        pod.is_some_and(|pod| is_of(used, pod))
+    /// When the kubelet was asked for what a reading of this age says, since 1970.
+    fn asked(&self, sample: &GpuSample, age: Duration, now: Instant) -> Option<Duration> {
+        self.clock?.at(now).checked_sub(sample.pods_age? + age)
     }
+
+    fn has(&self, used: &PodUse, asked: Option<Duration>) -> bool {
+        let pod = used.pod.as_ref();
+        let pod = pod.and_then(|p| self.pods.get(&(p.namespace.as_str(), p.name.as_str())));
+        pod.is_some_and(|pod| is_of(used, pod) && (used.uid.is_some() || was_there(pod, asked)))
+    }
+}
+
+/// Whether a pod existed at a time since 1970. Where that is not known, or the clocks may differ by more: no.
+fn was_there(pod: &Pod, at: Option<Duration>) -> bool {
+    let created = pod.created.and_then(|t| Duration::try_from(t.as_duration()).ok());
+    let surely = created.map(|created| created + Duration::from_secs(1) + CLOCK_SKEW);
+    surely.zip(at).is_some_and(|(surely, at)| surely <= at)
 }
 
 /// Whether a use is this pod's.

@@ -3,6 +3,7 @@ use std::time::Duration;
 use berth_core::facts::NodeFacts;
 use berth_core::placement::node::{GpuView, Hardware};
 use berth_crds::names;
+use jiff::Timestamp;
 
 use super::*;
 use crate::cluster::Node;
@@ -80,11 +81,18 @@ fn picture(now: Instant) -> Picture {
             namespace: "ns".into(),
             name: name.into(),
             node: Some("n".into()),
+            created: Some(created(&picture, now, 60)),
             ..Pod::default()
         };
         picture.pods.insert(pod.uid.clone(), pod);
     }
     picture
+}
+
+/// So many seconds before `now`, as the API server writes it.
+fn created(picture: &Picture, now: Instant, seconds: i64) -> Timestamp {
+    let now = i64::try_from(picture.clock.at(now).as_secs()).unwrap();
+    Timestamp::from_second(now - seconds).unwrap()
 }
 
 /// Which of the two GPUs are held.
@@ -160,6 +168,28 @@ fn a_gpu_is_held_only_by_pods_that_are_there_to_stay() {
         [false, false],
         "old readings"
     );
+}
+
+#[test]
+fn a_pod_that_was_made_since_the_kubelet_was_asked_is_not_the_one_it_names() {
+    let now = Instant::now();
+    let later = now + 2 * S;
+    // Asked 3 s before `later`; the clocks may differ by 5 s, and creations are told in whole seconds.
+    for (what, age, by_uid, want) in [
+        ("made since", Some(2), false, false),
+        ("maybe made since", Some(8), false, false),
+        ("before", Some(11), false, true),
+        ("not known", None, false, false),
+        ("made since, and named by its UID", Some(2), true, true),
+        ("of a clock that is ahead", Some(-30), false, false),
+    ] {
+        let mut picture = picture(now);
+        let made = age.map(|age| created(&picture, later, age));
+        picture.pods.get_mut("uid-a").unwrap().created = made;
+        let sample = &mut picture.agents.get_mut("n").unwrap().samples.get_mut("GPU-0").unwrap().0;
+        sample.pods[0].uid = by_uid.then(|| "uid-a".into());
+        assert_eq!(held(&picture, &[], later), [want, true], "{what}");
+    }
 }
 
 #[test]

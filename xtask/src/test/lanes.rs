@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 /// Programs that run at the same time.
@@ -32,7 +32,8 @@ pub struct Program {
     pub folder: PathBuf,
 }
 
-/// The test programs that cargo's messages (`--message-format=json`) tell of, in the order in which they begin.
+/// The test programs that cargo's messages (`--message-format=json`) tell of, in the order in which they begin. None is an error: the
+/// messages are not what they were, and no test would run.
 pub fn programs(messages: &str) -> anyhow::Result<Vec<Program>> {
     let mut found = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {
@@ -52,6 +53,7 @@ pub fn programs(messages: &str) -> anyhow::Result<Vec<Program>> {
             });
         }
     }
+    ensure!(!found.is_empty(), "cargo's messages tell of no test program");
     let place = |program: &Program| LONG.iter().position(|name| *name == program.name).unwrap_or(LONG.len());
     found.sort_by_key(place);
     Ok(found)
@@ -126,6 +128,14 @@ mod tests {
         let names: Vec<_> = found.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(names, ["faults", "smoke"]);
         assert_eq!(found[0].folder, Path::new("/w/tests"));
+    }
+
+    #[test]
+    fn to_find_none_is_an_error() {
+        let other = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"a"},"profile":{"test":true},"executable":null}"#;
+        for messages in ["", other] {
+            assert!(programs(messages).is_err(), "{messages}");
+        }
     }
 
     #[test]

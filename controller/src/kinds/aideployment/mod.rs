@@ -36,6 +36,7 @@ use crate::cluster::ObjectKey;
 use crate::context::Context;
 use crate::kinds::children::adoption::Terms;
 use crate::kinds::children::apply::Writer;
+use crate::kinds::children::braked::Braked;
 use crate::kinds::children::hands::Hands;
 use crate::kinds::watch::memory::{Memories, contest};
 use crate::kinds::workload::autoscalers::Autoscalers;
@@ -204,17 +205,17 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         let unwanted = seen_routes.iter().filter(|c| c.as_ref().is_some_and(|c| !is_wanted(c)));
         wanted.extend(unwanted.map(|seen| (Kind::HttpRoute, None, seen)));
     }
-    let mut contested = None;
+    let (mut contested, mut braked) = (None, Braked::default());
     for (kind, object, seen) in &wanted {
         let (kind, Some(object)) = (*kind, object) else {
             continue;
         };
         match hands.apply(kind, object.clone(), seen.as_ref()).await {
             // The others are looked at all the same: each is left alone from its own last write of the original's on.
-            Err(other @ (Error::AnotherOperator { .. } | Error::KeepsChanging { .. })) => {
+            Err(other @ Error::AnotherOperator { .. }) => {
                 contested.get_or_insert(other);
             }
-            done => done?,
+            done => braked.pass(done)?,
         }
     }
     if let Some(other) = contested {
@@ -229,7 +230,7 @@ async fn apply(model: &Validated, observed: &Observed, terms: Terms<'_>, room: &
         }
         hands.prune(*kind, seen).await?;
     }
-    Ok(())
+    braked.end()
 }
 
 fn as_value(object: &impl serde::Serialize) -> serde_json::Value {

@@ -37,6 +37,7 @@ use crate::cluster::ObjectKey;
 use crate::context::Context;
 use crate::kinds::children::adoption::Terms;
 use crate::kinds::children::apply::{Writer, timed};
+use crate::kinds::children::braked::Braked;
 use crate::kinds::children::hands::Hands;
 use crate::kinds::status::acceptance::Acceptance;
 use crate::kinds::watch::memory::{Memories, contest};
@@ -214,8 +215,9 @@ async fn apply(
             &observed.role_binding,
         ),
     ];
+    let mut braked = Braked::default();
     for (kind, object, seen) in rights {
-        hands.apply(kind, object, seen.as_ref()).await?;
+        braked.pass(hands.apply(kind, object, seen.as_ref()).await)?;
     }
 
     let mut observed = observe(hands.key, room);
@@ -238,13 +240,13 @@ async fn apply(
     ];
     for (kind, object, seen) in rest {
         match (object, seen) {
-            (Some(object), _) => hands.apply(kind, object, seen.as_ref()).await?,
+            (Some(object), _) => braked.pass(hands.apply(kind, object, seen.as_ref()).await)?,
             // Without a ServiceAccount yet, workers are not unwanted.
             (None, Some(seen)) if kind != Kind::Deployment => hands.prune(kind, seen).await?,
             (None, _) => {}
         }
     }
-    Ok(())
+    braked.end()
 }
 
 async fn stop_scaling(hands: &Hands<'_, AIModelStatus>, observed: &Observed) -> Result<(), Error> {

@@ -3,6 +3,8 @@
 //! What the API server answers is known at once to the next look ([`Children`]), and what an admission rule made of it is remembered
 //! ([`Memories`]).
 
+use std::time::Duration;
+
 use berth_crds::names;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -10,7 +12,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
 use super::apply::{Applied, Decision, Intent, Writer, changed_by_others, decide, timed};
-use super::repairs::THEN_EVERY;
+use super::repairs::{Repairs, THEN_EVERY};
 use super::{Child, Children, Kind};
 use crate::cluster::ObjectKey;
 use crate::kinds::error::Error;
@@ -37,28 +39,27 @@ impl<S: Clone> Hands<'_, S> {
         let settled = memory.settled.get(&slot).cloned().unwrap_or_default();
         let part = seen.and_then(|seen| self.writer.terms.part_of(&intent, seen));
         let now = part.as_ref().unwrap_or(&intent);
+        let before = memory.repairs.get(&slot).cloned().unwrap_or_default();
+        let mut repairs = before.clone();
+        let changed = seen
+            .map(|seen| changed_by_others(now, seen, &settled))
+            .unwrap_or_default();
+        let is_repair = !changed.is_empty();
+        if is_repair && let Some(remaining) = repairs.changed(changed, self.writer.terms.now) {
+            let error = keeps_changing(&intent, &repairs, remaining);
+            if repairs != before {
+                self.memories
+                    .change(self.key, |m| drop(m.repairs.insert(slot, repairs)));
+            }
+            return Err(error);
+        }
         if let (Kind::Deployment, Some(seen), None) = (kind, seen, intent.body.pointer("/spec/replicas"))
             && decide(now, self.writer.owner, Some(seen), &settled) == Decision::Update
         {
             self.hand_over_replicas(&intent, seen).await?;
         }
-        let repairs = memory.repairs.get(&slot).copied().unwrap_or_default();
-        let changed = seen
-            .map(|seen| changed_by_others(now, seen, &settled))
-            .unwrap_or_default();
-        let is_repair = !changed.is_empty();
-        if is_repair && let Some(remaining) = repairs.wait(self.writer.terms.now) {
-            return Err(Error::KeepsChanging {
-                kind: kind.as_str(),
-                namespace: intent.namespace.clone(),
-                name: intent.name.clone(),
-                fields: changed,
-                minutes: THEN_EVERY.as_secs() / 60,
-                remaining,
-            });
-        }
-        match self.writer.apply(&intent, seen, &settled).await? {
-            Applied::Kept => {}
+        let remaining = match self.writer.apply(&intent, seen, &settled).await? {
+            Applied::Kept => repairs.unchanged(self.writer.terms.now),
             Applied::Written { child, settled } => {
                 tracing::info!(
                     kind = kind.as_str(),
@@ -68,15 +69,23 @@ impl<S: Clone> Hands<'_, S> {
                 );
                 let child_key = (intent.namespace.clone(), intent.name.clone());
                 self.children.observe(kind, &child_key, &child);
-                self.memories.change(self.key, |m| {
-                    if is_repair {
-                        m.repairs.insert(slot.clone(), repairs.repaired(self.writer.terms.now));
+                self.memories
+                    .change(self.key, |m| drop(m.settled.insert(slot.clone(), settled)));
+                match is_repair {
+                    true => repairs.repaired(self.writer.terms.now),
+                    false => {
+                        repairs.written();
+                        None
                     }
-                    m.settled.insert(slot, settled);
-                });
+                }
             }
+        };
+        let told = remaining.map(|remaining| keeps_changing(&intent, &repairs, remaining));
+        if repairs != before {
+            self.memories
+                .change(self.key, |m| drop(m.repairs.insert(slot, repairs)));
         }
-        Ok(())
+        told.map_or(Ok(()), Err)
     }
 
     /// An object as it is now, also one without our label, which is not watched: what an original left behind, or what lost the label.
@@ -128,3 +137,18 @@ impl<S: Clone> Hands<'_, S> {
         Ok(())
     }
 }
+
+fn keeps_changing(intent: &Intent, repairs: &Repairs, remaining: Duration) -> Error {
+    Error::KeepsChanging {
+        kind: intent.kind.as_str(),
+        namespace: intent.namespace.clone(),
+        name: intent.name.clone(),
+        fields: repairs.fields(),
+        minutes: THEN_EVERY.as_secs() / 60,
+        remaining,
+    }
+}
+
+#[cfg(test)]
+#[path = "hands_tests.rs"]
+mod tests;

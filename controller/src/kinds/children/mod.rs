@@ -9,6 +9,7 @@
 
 pub mod adoption;
 pub mod apply;
+pub mod braked;
 pub mod hands;
 pub mod optional;
 pub mod repairs;

@@ -38,6 +38,7 @@ use crate::cluster::ObjectKey;
 use crate::context::Context;
 use crate::kinds::children::adoption::{Terms, finalizers};
 use crate::kinds::children::apply::{Writer, foreign_holder, timed};
+use crate::kinds::children::braked::Braked;
 use crate::kinds::children::hands::Hands;
 use crate::kinds::children::wanted::Wanted;
 use crate::kinds::status::acceptance::Acceptance;
@@ -156,9 +157,10 @@ async fn apply(model: &Validated, object: &MLModel, before: &MLModelStatus, room
         (Kind::Deployment, deployment.value(), &observed.deployment),
         (Kind::Service, service.value(), &observed.service),
     ];
+    let mut braked = Braked::default();
     for (kind, wanted, seen) in &steps {
         if let Wanted::Like(object) = wanted {
-            hands.apply(*kind, object.as_ref().clone(), seen.as_ref()).await?;
+            braked.pass(hands.apply(*kind, object.as_ref().clone(), seen.as_ref()).await)?;
         }
     }
     for (kind, wanted, seen) in steps.iter().rev() {
@@ -166,7 +168,7 @@ async fn apply(model: &Validated, object: &MLModel, before: &MLModelStatus, room
             hands.prune(*kind, seen).await?;
         }
     }
-    Ok(())
+    braked.end()
 }
 
 /// What the original made lacks the label by which children are watched. Servers that run have their model, and go on; what the

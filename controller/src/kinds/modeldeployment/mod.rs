@@ -38,6 +38,7 @@ use crate::cluster::ObjectKey;
 use crate::context::Context;
 use crate::kinds::children::adoption::{Terms, finalizers};
 use crate::kinds::children::apply::{Writer, foreign_holder, timed};
+use crate::kinds::children::braked::Braked;
 use crate::kinds::children::hands::Hands;
 use crate::kinds::children::wanted::Wanted;
 use crate::kinds::status::acceptance::Acceptance;
@@ -171,9 +172,10 @@ async fn apply(model: &Validated, object: &ModelDeployment, room: &Room) -> Resu
         (Kind::Service, service.value(), &observed.service),
         (Kind::HorizontalPodAutoscaler, autoscaler, &observed.autoscaler),
     ];
+    let mut braked = Braked::default();
     for (kind, wanted, seen) in steps {
         if let Wanted::Like(child) = wanted {
-            hands.apply(kind, *child, seen.as_ref()).await?;
+            braked.pass(hands.apply(kind, *child, seen.as_ref()).await)?;
         }
     }
     let mut notes = Vec::new();
@@ -185,10 +187,10 @@ async fn apply(model: &Validated, object: &ModelDeployment, room: &Room) -> Resu
                 keys::alias(&model.name),
                 keys::service(&model.name)
             )),
-            other => other?,
+            other => braked.pass(other)?,
         }
     }
-    Ok(notes)
+    braked.end().map(|()| notes)
 }
 
 /// What the original made lacks the label by which children are watched. Servers that run have passed; a Job of the original's is done

@@ -44,12 +44,8 @@ impl Acceptance {
     /// Whether the spec as it stands may differ from what runs.
     pub fn may_run_earlier(&self) -> bool {
         match self {
-            Self::Invalid(_) | Self::NameTaken(_) | Self::ApplyFailed(_) => true,
-            Self::Valid(_)
-            | Self::Paused
-            | Self::AnotherOperator(_)
-            | Self::KeepsChanging(_)
-            | Self::ApiNotInstalled(_) => false,
+            Self::Invalid(_) | Self::NameTaken(_) | Self::ApplyFailed(_) | Self::KeepsChanging(_) => true,
+            Self::Valid(_) | Self::Paused | Self::AnotherOperator(_) | Self::ApiNotInstalled(_) => false,
         }
     }
 }
@@ -74,4 +70,18 @@ pub fn accepted(acceptance: &Acceptance) -> Desired {
         Acceptance::ApiNotInstalled(message) => (Status::False, Reason::ApiNotInstalled, message.clone()),
     };
     Desired::new(Type::Accepted, status, reason, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_changed_back_may_run_as_others_want_it() {
+        let said = String::new;
+        assert!(Acceptance::KeepsChanging(said()).may_run_earlier());
+        assert!(Acceptance::ApplyFailed(said()).may_run_earlier());
+        assert!(!Acceptance::AnotherOperator(said()).may_run_earlier());
+        assert!(!Acceptance::Valid(Vec::new()).may_run_earlier());
+    }
 }
