@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_core::facts::{Gpu, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, Vgpu};
+use berth_core::facts::{Gpu, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, PciFunction, PciReadings, Vgpu};
 
 use crate::sysfs::Sysfs;
 
@@ -30,6 +30,23 @@ impl Facts {
         let changed = self.sysfs != sysfs;
         self.sysfs = sysfs;
         changed
+    }
+
+    /// What the functions of the last scan say now.
+    pub fn on_pci(&mut self, read: &PciReadings) -> bool {
+        let mut changed = false;
+        for gpu in &mut self.sysfs.amd_gpus {
+            let function = read.functions.iter().find(|f| f.address == gpu.pci_address);
+            if let Some(answers) = function.map(|f| f.answers) {
+                changed |= std::mem::replace(&mut gpu.answers, answers) != answers;
+            }
+        }
+        changed
+    }
+
+    /// PCI functions of the last scan.
+    pub fn pci(&self) -> &[PciFunction] {
+        &self.sysfs.pci
     }
 
     /// NVML's state; what was read before is kept.
