@@ -2,6 +2,8 @@
 //! gets through while a reading hangs.
 
 #[cfg(test)]
+mod order;
+#[cfg(test)]
 mod soak;
 
 use std::path::{Path, PathBuf};

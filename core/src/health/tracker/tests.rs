@@ -396,6 +396,8 @@ fn a_gpu_that_checks_find_lost_is_not_back_because_its_samples_can_be_taken() {
             s(at + 1),
         );
         assert_eq!(is(&tracker, "GPU-0", at + 1), (GpuState::Unhealthy, "GpuLost".into()));
+        let since = tracker.health(s(at + 1)).gpus[0].since;
+        assert_eq!(since, s(at - 1), "without a break");
     }
     tracker.on_samples([&sample], s(60));
     tracker.on_round(
