@@ -117,6 +117,7 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_core::facts::{AmdGpu, PciChecks};
 
     fn inventory(uuid: &str) -> Inventory {
         Inventory {
@@ -159,5 +160,35 @@ mod tests {
         assert!(now.driver.is_some());
         assert!(facts.on_inventory(inventory("GPU-1"), s(40)), "back is a change");
         assert!(facts.on_inventory(inventory("GPU-2"), s(41)));
+    }
+
+    #[test]
+    fn an_amd_gpu_that_no_longer_answers_shows_without_a_scan() {
+        let mut facts = Facts::default();
+        facts.on_sysfs(Sysfs {
+            amd_gpus: vec![AmdGpu {
+                pci_address: "0000:05:00.0".into(),
+                answers: Some(true),
+                ..AmdGpu::default()
+            }],
+            ..Sysfs::default()
+        });
+        let read = |address: &str, answers| PciReadings {
+            functions: vec![PciChecks {
+                address: address.into(),
+                answers,
+                ..PciChecks::default()
+            }],
+            nvswitches: 0,
+        };
+        for (address, answers, changed, want) in [
+            ("0000:05:00.0", Some(true), false, Some(true)),
+            ("0000:06:00.0", Some(false), false, Some(true)),
+            ("0000:05:00.0", Some(false), true, Some(false)),
+            ("0000:05:00.0", None, true, None),
+        ] {
+            assert_eq!(facts.on_pci(&read(address, answers)), changed, "{address} {answers:?}");
+            assert_eq!(facts.at(Duration::ZERO).amd_gpus[0].answers, want);
+        }
     }
 }

@@ -181,6 +181,8 @@ fn gpus(count: u32) -> State {
     let mut state = State::of("H100-80GB-HBM3", count, "node-a").unwrap();
     state.driver.version = "580.95.05".into();
     for gpu in &mut state.gpus {
+        // Without links their errors are not read.
+        gpu.checks.nvlinks = Some(vec![true; 18]);
         gpu.checks.pcie_replays = Some(5);
         gpu.checks.nvlink_crc_errors = Some(7);
     }

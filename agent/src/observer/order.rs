@@ -1,6 +1,6 @@
 //! Sysfs and NVML are read apart: whichever tells first that a GPU is gone, it is judged when both were read.
 
-use berth_core::facts::{Gpu, NvidiaDriver, PciFunction, VENDOR_NVIDIA};
+use berth_core::facts::{Gpu, GpuEventKind, NvidiaDriver, PciFunction, VENDOR_NVIDIA};
 use berth_core::health::GpuState;
 
 use super::*;
@@ -137,4 +137,28 @@ async fn a_gpu_that_vanished_is_missing_once_sysfs_was_scanned() {
     observer.scanned(&[NVIDIA, NVIDIA], observer.picture.now());
     let second = observer.verdicts().swap_remove(1);
     assert_eq!(second, (GpuState::Unhealthy, "GpuMissing".into()));
+}
+
+#[tokio::test]
+async fn a_card_that_was_removed_on_purpose_is_no_fault_at_any_time() {
+    let healthy = || (GpuState::Healthy, String::new());
+    let observer = observer();
+    observer.scanned(&[NVIDIA, NVIDIA], observer.picture.now());
+    observer.list(2);
+    observer.scanned(&[NVIDIA, NVIDIA], observer.picture.now());
+    observer.on_event(GpuEvent {
+        kind: GpuEventKind::Other("DriverUnbound".into()),
+        uuid: None,
+        pci_address: Some(address(1)),
+        age: Duration::ZERO,
+        source: "uevent".into(),
+        detail: String::new(),
+        instance: None,
+    });
+    observer.scanned(&[NVIDIA], observer.picture.now());
+    assert_eq!(observer.verdicts(), [healthy(), healthy()], "not before NVML was asked");
+    observer.list(1);
+    assert_eq!(observer.verdicts(), [healthy(), healthy()]);
+    observer.scanned(&[NVIDIA], observer.picture.now());
+    assert_eq!(observer.verdicts(), [healthy()]);
 }
