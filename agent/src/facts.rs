@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_core::facts::{Gpu, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, Vgpu};
+use berth_core::facts::{Gpu, NodeFacts, NvidiaDriver, NvmlState, NvmlStatus, PciFunction, PciReadings, Vgpu};
 
 use crate::sysfs::Sysfs;
 
@@ -30,6 +30,23 @@ impl Facts {
         let changed = self.sysfs != sysfs;
         self.sysfs = sysfs;
         changed
+    }
+
+    /// What the functions of the last scan say now.
+    pub fn on_pci(&mut self, read: &PciReadings) -> bool {
+        let mut changed = false;
+        for gpu in &mut self.sysfs.amd_gpus {
+            let function = read.functions.iter().find(|f| f.address == gpu.pci_address);
+            if let Some(answers) = function.map(|f| f.answers) {
+                changed |= std::mem::replace(&mut gpu.answers, answers) != answers;
+            }
+        }
+        changed
+    }
+
+    /// PCI functions of the last scan.
+    pub fn pci(&self) -> &[PciFunction] {
+        &self.sysfs.pci
     }
 
     /// NVML's state; what was read before is kept.
@@ -100,6 +117,7 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_core::facts::{AmdGpu, PciChecks};
 
     fn inventory(uuid: &str) -> Inventory {
         Inventory {
@@ -142,5 +160,35 @@ mod tests {
         assert!(now.driver.is_some());
         assert!(facts.on_inventory(inventory("GPU-1"), s(40)), "back is a change");
         assert!(facts.on_inventory(inventory("GPU-2"), s(41)));
+    }
+
+    #[test]
+    fn an_amd_gpu_that_no_longer_answers_shows_without_a_scan() {
+        let mut facts = Facts::default();
+        facts.on_sysfs(Sysfs {
+            amd_gpus: vec![AmdGpu {
+                pci_address: "0000:05:00.0".into(),
+                answers: Some(true),
+                ..AmdGpu::default()
+            }],
+            ..Sysfs::default()
+        });
+        let read = |address: &str, answers| PciReadings {
+            functions: vec![PciChecks {
+                address: address.into(),
+                answers,
+                ..PciChecks::default()
+            }],
+            nvswitches: 0,
+        };
+        for (address, answers, changed, want) in [
+            ("0000:05:00.0", Some(true), false, Some(true)),
+            ("0000:06:00.0", Some(false), false, Some(true)),
+            ("0000:05:00.0", Some(false), true, Some(false)),
+            ("0000:05:00.0", None, true, None),
+        ] {
+            assert_eq!(facts.on_pci(&read(address, answers)), changed, "{address} {answers:?}");
+            assert_eq!(facts.at(Duration::ZERO).amd_gpus[0].answers, want);
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::sysfs;
 /// Prints or writes the labels. What cannot be read is a note on stderr, and missing from the labels.
 pub async fn run(args: Labels) -> anyhow::Result<()> {
     let settings = settings(&args)?;
-    let facts = read(&args).await;
+    let facts = read(&args).await?;
     let labels = labels::labels(&facts, &settings);
     let text = render(&labels, args.output);
     match &args.output_file {
@@ -52,14 +52,14 @@ fn settings(args: &Labels) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-async fn read(args: &Labels) -> NodeFacts {
+async fn read(args: &Labels) -> anyhow::Result<NodeFacts> {
     let started = Instant::now();
     let mut facts = Facts::default();
-    facts.on_sysfs(sysfs::scan(&args.machine.sysfs_root));
+    facts.on_sysfs(sysfs::scan(&args.machine.sysfs_root).context("reading sysfs")?);
     if let Err(note) = ask_probe(args, &mut facts, started).await {
         eprintln!("berth-agent: {note:#}; the labels are those that need no NVIDIA driver");
     }
-    facts.at(started.elapsed())
+    Ok(facts.at(started.elapsed()))
 }
 
 async fn ask_probe(args: &Labels, facts: &mut Facts, started: Instant) -> anyhow::Result<()> {

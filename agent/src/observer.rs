@@ -2,13 +2,17 @@
 //! gets through while a reading hangs.
 
 #[cfg(test)]
+mod order;
+#[cfg(test)]
 mod soak;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Round, SOURCE_KERNEL_LOG_EARLIER, Vgpu};
+use berth_core::facts::{
+    GpuEvent, GpuSample, NvmlState, NvmlStatus, PciReadings, Round, SOURCE_KERNEL_LOG_EARLIER, Vgpu,
+};
 use berth_core::freshness;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
@@ -18,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::picture::{Picture, Revision, State};
 use crate::pods;
 use crate::probe::{Answer, NoAnswer, Probe, Readings, Told};
-use crate::sysfs::{self, Cause, Changes};
+use crate::sysfs::{self, Ask, Cause, Changes, Sysfs};
 
 /// The first scan takes milliseconds.
 const FIRST_SCAN: Duration = Duration::from_secs(1);
@@ -42,6 +46,8 @@ const SAMPLE: Duration = Duration::from_secs(1);
 const PODS: Duration = Duration::from_secs(5);
 /// The same where it is nobody's to say: the probe may be replaced by one that is told to look.
 const PODS_OFF: Duration = Duration::from_secs(60);
+/// A scan of sysfs takes milliseconds. Where none succeeds, what NVML says is judged without.
+const SCAN: Duration = Duration::from_secs(30);
 /// Processes come and go in numbers.
 const AFTER_PROCESS: Duration = Duration::from_secs(1);
 /// What the controller may say.
@@ -97,6 +103,8 @@ struct Observer {
     recheck: Arc<Notify>,
     /// Asks who uses the GPUs.
     repods: Arc<Notify>,
+    /// Asks for a scan of sysfs.
+    rescan: Ask,
 }
 
 /// Starts all of it, and waits a moment for the first scan of sysfs, so that the picture is not empty.
@@ -108,6 +116,7 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
         look: Arc::default(),
         recheck: Arc::default(),
         repods: Arc::default(),
+        rescan: Ask::new(),
     };
     let handle = Handle {
         interval: watch::Sender::new(SAMPLE),
@@ -128,14 +137,25 @@ pub fn start(sysfs_root: PathBuf, probe: Probe, picture: Picture, metrics: Arc<M
 }
 
 impl Observer {
-    fn scan(&self, root: &Path, nvswitches: u32, cause: Cause) {
-        let found = sysfs::scan(root);
+    fn scan(&self, root: &Path, nvswitches: u32, cause: Cause) -> std::io::Result<()> {
+        let began = self.picture.now();
+        // What could not be read says nothing: least of all that it is gone.
+        let found = sysfs::scan(root)?;
         let pci = sysfs::pci::readings(root, &found.pci, nvswitches);
         self.metrics.scanned(cause);
+        self.on_scan(found, &pci, cause, began);
+        Ok(())
+    }
+
+    /// A scan that began at `began`.
+    fn on_scan(&self, found: Sysfs, pci: &PciReadings, cause: Cause, began: Duration) {
         let changed = self.picture.update(|state, revision, now| {
             let before = state.node_facts(now).kernel_driver_version;
             let changed = state.facts.on_sysfs(found);
-            if changed {
+            let awaited = state.unscanned.is_some_and(|since| began >= since);
+            if awaited {
+                facts_changed(state, revision, now);
+            } else if changed {
                 tracing::info!(?cause, "PCI functions, or the driver of one");
                 let same_driver = state.node_facts(now).kernel_driver_version == before;
                 if same_driver && state.facts.nvml().state == NvmlState::Ready {
@@ -146,7 +166,7 @@ impl Observer {
                     facts_changed(state, revision, now);
                 }
             }
-            state.tracker.on_pci(&pci, now);
+            judge_pci(state, pci, now);
             changed
         });
         if changed {
@@ -154,14 +174,34 @@ impl Observer {
         }
     }
 
+    /// What the functions of the last scan say now.
+    fn read_pci(&self, root: &Path, nvswitches: u32) {
+        let functions = self.picture.read(|state| state.facts.pci().to_vec());
+        let pci = sysfs::pci::readings(root, &functions, nvswitches);
+        self.picture.update(|state, revision, now| {
+            if state.facts.on_pci(&pci) {
+                revision.facts += 1;
+            }
+            judge_pci(state, &pci, now);
+        });
+    }
+
     /// On a thread of its own: some files are answered by the GPU's driver, and one that hangs would take the agent with it.
     fn follow_sysfs(self, root: &Path, scanned: &std::sync::mpsc::Sender<()>) {
         let nvswitches = sysfs::pci::nvswitches(root);
-        let mut changes = Changes::of(root);
-        let mut cause = Cause::Start;
+        let mut changes = Changes::of(root, self.rescan.clone());
+        let mut cause = Some(Cause::Start);
         loop {
-            changes.watch();
-            self.scan(root, nvswitches, cause);
+            match cause {
+                Some(cause) => {
+                    changes.watch();
+                    if let Err(why) = self.scan(root, nvswitches, cause) {
+                        tracing::warn!(%why, ?cause, "sysfs could not be scanned");
+                        changes.failed();
+                    }
+                }
+                None => self.read_pci(root, nvswitches),
+            }
             // Only the first is waited for.
             let _ = scanned.send(());
             cause = changes.wait();
@@ -265,11 +305,24 @@ impl Observer {
         }
         self.picture.update(|state, revision, now| {
             let gpus = inventory.gpus.len();
-            if state.facts.on_inventory(inventory, now) {
+            let is_listed = |uuid: &str| inventory.gpus.iter().any(|gpu| gpu.uuid == uuid);
+            let was_ready = state.facts.nvml().state == NvmlState::Ready;
+            if was_ready && !state.facts.gpus().iter().all(|gpu| is_listed(&gpu.uuid)) {
+                // It may have been given away or removed on purpose: sysfs says so, and not yet perhaps.
+                state.unscanned.get_or_insert(now);
+            }
+            let changed = state.facts.on_inventory(inventory, now);
+            if changed {
                 tracing::info!(gpus, "NVML inventory");
-                facts_changed(state, revision, now);
-            } else if state.unjudged {
-                judge(state, now);
+            }
+            match state.unscanned {
+                Some(since) if now.saturating_sub(since) < SCAN => {
+                    revision.facts += u64::from(changed);
+                    self.rescan.scan();
+                }
+                _ if changed => facts_changed(state, revision, now),
+                _ if state.unjudged || state.unscanned.is_some() => judge(state, now),
+                _ => {}
             }
         });
     }
@@ -373,8 +426,7 @@ impl Observer {
             let by_gpu = found.gpus.iter().map(|c| (c.uuid.clone(), (c.clone(), now)));
             state.checks = by_gpu.collect();
             state.checked = Some(now);
-            state.tracker.on_checks(found.gpus, now);
-            state.tracker.on_node_checks(&found.node, now);
+            state.tracker.on_round(found, now);
         });
     }
 
@@ -473,5 +525,12 @@ fn facts_changed(state: &mut State, revision: &mut Revision, now: Duration) {
 fn judge(state: &mut State, now: Duration) {
     let facts = state.node_facts(now);
     state.tracker.on_inventory(&facts);
-    state.unjudged = false;
+    (state.unjudged, state.unscanned) = (false, None);
+}
+
+/// What PCI alone says. A GPU that was given away is no lost one: who is whose has to be judged before.
+fn judge_pci(state: &mut State, pci: &PciReadings, now: Duration) {
+    if !state.unjudged && state.unscanned.is_none() {
+        state.tracker.on_pci(pci, now);
+    }
 }

@@ -65,6 +65,8 @@ pub struct State {
     pub lost: Vec<String>,
     /// PCI functions changed since health was judged last.
     pub unjudged: bool,
+    /// NVML's list lost a GPU then, and sysfs was not scanned since.
+    pub unscanned: Option<Duration>,
     /// Health as of the last change of its revision.
     told: NodeHealth,
 }

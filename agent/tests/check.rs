@@ -130,6 +130,45 @@ fn row_remapping_is_unknown_under_mig() {
 }
 
 #[test]
+fn a_slice_is_ill_alone_and_counts_as_no_gpu() {
+    let machine = second(|g| g.enable_mig(&["1g.10gb", "1g.10gb", "3g.40gb"]).unwrap());
+    let (code, text) = check(&machine, &[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.starts_with("Healthy: 2 GPU(s).\n"), "{text}");
+    assert_eq!(text.matches(", as its GPU\n").count(), 3, "{text}");
+
+    let gpu = State::read(&machine.path("nvml.json")).unwrap().gpus.remove(1);
+    let slice = &gpu.mig_devices()[2];
+    let (address, instance) = (gpu.pci_address.trim_end_matches(".0"), slice.gpu_instance);
+    let line = format!("4,1,1,-;NVRM: Xid (PCI:{address} GPU-I:{instance:02}): 46, pid=7, name=x, y\n");
+    std::fs::write(machine.path("kmsg"), line).unwrap();
+    let (code, text) = check(&machine, &["-o", "json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let gpus = report["gpus"].as_array().unwrap();
+    let states: Vec<_> = gpus.iter().map(|g| g["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["Healthy", "Healthy"], "{text}");
+    let of_slice = |s: &Value| ["state", "reason", "profile"].map(|key| s[key].as_str().unwrap().to_owned());
+    let slices: Vec<_> = gpus[1]["mig"].as_array().unwrap().iter().map(of_slice).collect();
+    // The log is older than the look at it.
+    let want = [
+        ["Healthy", "", "1g.10gb"],
+        ["Healthy", "", "1g.10gb"],
+        ["Suspect", "ResetRequired", "3g.40gb"],
+    ];
+    assert_eq!(slices, want, "{text}");
+    assert_eq!((code, report["verdict"].as_str()), (1, Some("Suspect")), "{text}");
+    let (_, text) = check(&machine, &[]);
+    assert!(
+        text.starts_with("Suspect: 0 of 2 GPU(s) and 1 MIG slice(s) to be watched.\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("  GPU 1 MIG 3g.40gb {}: ResetRequired: XID 46", slice.uuid)),
+        "{text}"
+    );
+}
+
+#[test]
 fn the_kernel_log_tells_of_xids_since_the_driver_was_loaded() {
     for (log, code, reason) in [
         (format!("{RECORD} 95, x\n"), 1, "ResetRequired"),

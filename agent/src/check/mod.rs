@@ -33,7 +33,7 @@ const MOMENT: Duration = Duration::from_secs(60);
 
 /// Checks and prints. An error is one of the command, not of a GPU.
 pub async fn run(args: Check) -> anyhow::Result<ExitCode> {
-    let report = look(&args).await;
+    let report = look(&args).await?;
     let text = match args.output {
         CheckOutput::Table => table::of(&report),
         CheckOutput::Json => serde_json::to_string_pretty(&report).context("writing JSON")? + "\n",
@@ -44,11 +44,11 @@ pub async fn run(args: Check) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(report.verdict.code()))
 }
 
-async fn look(args: &Check) -> Report {
+async fn look(args: &Check) -> anyhow::Result<Report> {
     let started = Instant::now();
     let root = &args.machine.sysfs_root;
     let mut facts = Facts::default();
-    let scanned = sysfs::scan(root);
+    let scanned = sysfs::scan(root).context("reading sysfs")?;
     let pci = sysfs::pci::readings(root, &scanned.pci, sysfs::pci::nvswitches(root));
     facts.on_sysfs(scanned);
     let mut tracker = Tracker::new();
@@ -62,7 +62,7 @@ async fn look(args: &Check) -> Report {
     let facts = facts.at(now);
     tracker.on_inventory(&facts);
     tracker.on_pci(&pci, now);
-    Report::of(&facts, &pci, &tracker, now)
+    Ok(Report::of(&facts, &pci, &tracker, now))
 }
 
 async fn ask_probe(args: &Check, facts: &mut Facts, tracker: &mut Tracker, started: Instant) -> anyhow::Result<()> {
@@ -105,10 +105,10 @@ async fn ask_probe(args: &Check, facts: &mut Facts, tracker: &mut Tracker, start
                 continue;
             }
             let now = started.elapsed();
-            tracker.on_checks(checks.found.gpus, now);
-            tracker.on_node_checks(&checks.found.node, now);
+            let node = checks.found.node.clone();
+            tracker.on_round(checks.found, now);
             // Sources that differ for a moment are let pass; these were read together, and there is no second look.
-            tracker.on_node_checks(&checks.found.node, now + MOMENT);
+            tracker.on_node_checks(&node, now + MOMENT);
             status = checks.status;
             break;
         }

@@ -92,16 +92,34 @@ pub struct OfGpu {
     pub mig: Vec<OfSlice>,
 }
 
-/// A MIG device: it is as healthy as its GPU.
+/// A MIG device: it is never better than its GPU.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OfSlice {
     /// `MIG-…`.
     pub uuid: String,
-    /// `1g.10gb`.
+    /// `1g.10gb`; empty: the GPU is known no more.
     pub profile: String,
-    /// That of its GPU.
+    /// The verdict.
     pub state: GpuState,
+    /// Why; empty when healthy.
+    pub reason: String,
+    /// What was seen and what to do.
+    pub message: String,
+}
+
+impl OfSlice {
+    fn of(health: &GpuHealth, known: Option<&Gpu>) -> Self {
+        let mut devices = known.and_then(|k| k.mig.as_ref()).into_iter().flat_map(|m| &m.devices);
+        let device = devices.find(|device| device.uuid == health.uuid);
+        Self {
+            uuid: health.uuid.clone(),
+            profile: device.map(|d| d.profile.clone()).unwrap_or_default(),
+            state: health.state,
+            reason: health.reason.clone(),
+            message: health.message.clone(),
+        }
+    }
 }
 
 /// One GPU by PCI.
@@ -162,13 +180,15 @@ impl Report {
     pub fn of(facts: &NodeFacts, pci: &PciReadings, tracker: &Tracker, now: Duration) -> Self {
         let health = tracker.health(now);
         let mut rows = tracker.rows();
-        let gpus: Vec<OfGpu> = health
-            .gpus
+        let (slices, gpus): (Vec<GpuHealth>, Vec<GpuHealth>) = health.gpus.into_iter().partition(|g| g.gpu.is_some());
+        let gpus: Vec<OfGpu> = gpus
             .into_iter()
             .map(|gpu| {
                 let at = rows.iter().position(|(listed, _)| listed.uuid == gpu.uuid);
                 let (known, checks) = at.map(|at| rows.swap_remove(at)).unzip();
-                OfGpu::of(gpu, known, checks.unwrap_or_default())
+                let slices = slices.iter().filter(|s| s.gpu.as_ref() == Some(&gpu.uuid));
+                let slices = slices.map(|slice| OfSlice::of(slice, known)).collect();
+                OfGpu::of(gpu, known, checks.unwrap_or_default(), slices)
             })
             .collect();
         let mut node = vec![gpu_count(facts)];
@@ -180,7 +200,10 @@ impl Report {
                 (function, read.map(rows_of_function).unwrap_or_default())
             })
             .collect();
-        let of_gpus = gpus.iter().map(|gpu| match gpu.state {
+        let states = gpus
+            .iter()
+            .flat_map(|gpu| std::iter::once(gpu.state).chain(gpu.mig.iter().map(|slice| slice.state)));
+        let of_gpus = states.map(|state| match state {
             GpuState::Healthy => Verdict::Healthy,
             GpuState::Suspect => Verdict::Suspect,
             GpuState::Verifying | GpuState::Unhealthy => Verdict::Unhealthy,
@@ -226,21 +249,14 @@ impl Report {
 }
 
 impl OfGpu {
-    fn of(health: GpuHealth, known: Option<&Gpu>, checks: Vec<Row>) -> Self {
-        let slices = known.and_then(|k| k.mig.as_ref()).into_iter().flat_map(|m| &m.devices);
+    fn of(health: GpuHealth, known: Option<&Gpu>, checks: Vec<Row>, mig: Vec<OfSlice>) -> Self {
         Self {
             index: known.map(|k| k.index),
             product: known.and_then(|k| k.product.clone()),
             pci_address: known.and_then(|k| k.pci_address.clone()),
             state: health.state,
             checks: checks.into_iter().map(Into::into).collect(),
-            mig: slices
-                .map(|slice| OfSlice {
-                    uuid: slice.uuid.clone(),
-                    profile: slice.profile.clone(),
-                    state: health.state,
-                })
-                .collect(),
+            mig,
             uuid: health.uuid,
             reason: health.reason,
             message: health.message,

@@ -4,13 +4,26 @@ use std::fmt::Write as _;
 
 use berth_core::health::GpuState;
 
-use super::report::{NOT_SUPPORTED, OfCheck, OfGpu, Report, Verdict};
+use super::report::{NOT_SUPPORTED, OfCheck, OfGpu, OfSlice, Report, Verdict};
 
 /// The whole text.
 pub fn of(report: &Report) -> String {
     let mut text = headline(report) + "\n";
-    for gpu in report.gpus.iter().filter(|gpu| !gpu.reason.is_empty()) {
-        let _ = writeln!(text, "  {}: {}: {}", short_name(gpu), gpu.reason, gpu.message);
+    for gpu in &report.gpus {
+        if !gpu.reason.is_empty() {
+            let _ = writeln!(text, "  {}: {}: {}", short_name(gpu), gpu.reason, gpu.message);
+        }
+        for slice in gpu.mig.iter().filter(|slice| is_ill_alone(gpu, slice)) {
+            let _ = writeln!(
+                text,
+                "  {} MIG {} {}: {}: {}",
+                short_name(gpu),
+                slice.profile,
+                slice.uuid,
+                slice.reason,
+                slice.message
+            );
+        }
     }
     for function in &report.pci {
         for check in function.checks.iter().filter(|c| !c.reason.is_empty()) {
@@ -35,7 +48,11 @@ pub fn of(report: &Report) -> String {
         );
         put_checks(&mut text, &gpu.checks);
         for slice in &gpu.mig {
-            let _ = writeln!(text, "  MIG {:<15} {}, as its GPU", slice.profile, slice.uuid);
+            let own = match is_ill_alone(gpu, slice) {
+                true => state(slice.state),
+                false => "as its GPU",
+            };
+            let _ = writeln!(text, "  MIG {:<15} {}, {own}", slice.profile, slice.uuid);
         }
     }
     for function in &report.pci {
@@ -52,9 +69,16 @@ pub fn of(report: &Report) -> String {
 
 fn headline(report: &Report) -> String {
     let all = report.gpus.len();
-    let count = |is: fn(&OfGpu) -> bool| report.gpus.iter().filter(|gpu| is(gpu)).count();
-    let ill = count(|gpu| matches!(gpu.state, GpuState::Unhealthy | GpuState::Verifying));
-    let suspect = count(|gpu| gpu.state == GpuState::Suspect);
+    let of_gpus = |is: fn(GpuState) -> bool| report.gpus.iter().filter(|gpu| is(gpu.state)).count();
+    let of_slices = |is: fn(GpuState) -> bool| {
+        let slices = report.gpus.iter().flat_map(|gpu| gpu.mig.iter().map(move |s| (gpu, s)));
+        match slices.filter(|(gpu, s)| is_ill_alone(gpu, s) && is(s.state)).count() {
+            0 => String::new(),
+            n => format!(" and {n} MIG slice(s)"),
+        }
+    };
+    let is_ill = |state| matches!(state, GpuState::Unhealthy | GpuState::Verifying);
+    let is_suspect = |state| state == GpuState::Suspect;
     let nvml = match report.message.as_str() {
         "" => format!("NVML is {}", report.nvml),
         message => format!("NVML is {}: {message}", report.nvml),
@@ -64,7 +88,11 @@ fn headline(report: &Report) -> String {
         Verdict::Healthy if all == 0 => format!("Healthy: {} GPU(s), by PCI alone.", report.pci.len()),
         Verdict::Healthy => format!("Healthy: {all} GPU(s)."),
         Verdict::Suspect if all == 0 => "Suspect.".into(),
-        Verdict::Suspect => format!("Suspect: {suspect} of {all} GPU(s) to be watched."),
+        Verdict::Suspect => format!(
+            "Suspect: {} of {all} GPU(s){} to be watched.",
+            of_gpus(is_suspect),
+            of_slices(is_suspect)
+        ),
         Verdict::Unknown => format!("Unknown: {nvml}."),
         Verdict::Unhealthy if report.nvml != "Ready" => format!("Unhealthy: {nvml}."),
         Verdict::Unhealthy => {
@@ -72,9 +100,18 @@ fn headline(report: &Report) -> String {
                 0 => String::new(),
                 n => format!("; {n} missing"),
             };
-            format!("Unhealthy: {ill} of {all} GPU(s) not to be used{missing}.")
+            format!(
+                "Unhealthy: {} of {all} GPU(s){} not to be used{missing}.",
+                of_gpus(is_ill),
+                of_slices(is_ill)
+            )
         }
     }
+}
+
+/// Whether a slice is worse than its GPU.
+fn is_ill_alone(gpu: &OfGpu, slice: &OfSlice) -> bool {
+    slice.state > gpu.state
 }
 
 fn short_name(gpu: &OfGpu) -> String {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_core::facts::NvmlState;
-use berth_core::health::GpuState;
+use berth_core::health::{GpuHealth, GpuState};
 
 use super::Metrics;
 use super::text::{Kind, Labels, Micro, Text};
@@ -167,15 +167,17 @@ pub fn write(text: &mut Text, metrics: &Metrics, state: &State, now: Duration) {
 /// How the GPUs are, as the controller is told it.
 pub fn write_health(text: &mut Text, state: &State, now: Duration) {
     let health = state.tracker.health(now);
-    let labels = |uuid: &str| {
-        let gpu = state.facts.gpus().iter().find(|gpu| gpu.uuid == uuid);
+    // A MIG slice is found by its GPU's number and its own UUID.
+    let labels = |health: &GpuHealth| {
+        let wanted = health.gpu.as_ref().unwrap_or(&health.uuid);
+        let gpu = state.facts.gpus().iter().find(|gpu| gpu.uuid == *wanted);
         let index = gpu.map(|gpu| gpu.index.to_string()).unwrap_or_default();
-        Labels::default().with("gpu", index).with("UUID", uuid)
+        Labels::default().with("gpu", index).with("UUID", &health.uuid)
     };
     let mut states = text.metric("berth_gpu_health", Kind::Gauge, "1 for the state that the GPU is in");
     for gpu in &health.gpus {
         for (one, name) in GPU_STATES {
-            states.value(&labels(&gpu.uuid).with("state", name), u8::from(gpu.state == one));
+            states.value(&labels(gpu).with("state", name), u8::from(gpu.state == one));
         }
     }
     let mut reasons = text.metric(
@@ -184,7 +186,7 @@ pub fn write_health(text: &mut Text, state: &State, now: Duration) {
         "1, with why the GPU is not healthy",
     );
     for gpu in health.gpus.iter().filter(|gpu| !gpu.reason.is_empty()) {
-        reasons.value(&labels(&gpu.uuid).with("reason", &gpu.reason), 1);
+        reasons.value(&labels(gpu).with("reason", &gpu.reason), 1);
     }
     text.metric(
         "berth_gpus_missing",

@@ -32,6 +32,7 @@ impl Agent {
             look: Arc::default(),
             recheck: Arc::default(),
             repods: Arc::default(),
+            rescan: Ask::default(),
         };
         let inventory = Inventory {
             driver: Some(NvidiaDriver {

@@ -3,15 +3,17 @@
 //! ```text
 //! kernel's uevents ───────┐
 //! inotify (no real sysfs) ┴─► wait for the rest of the burst ─► scan ─► once more a moment later
+//! nobody's word            ─► every 5 s the registers of the functions that are known, now and then a scan
 //! ```
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags};
 use rustix::fs::{inotify, statfs};
 
@@ -21,6 +23,8 @@ use crate::uevent::Socket;
 const WITH_EVENTS: Duration = Duration::from_secs(30);
 /// The same without: a scan is some dozens of small reads.
 const WITHOUT_EVENTS: Duration = Duration::from_secs(5);
+/// What the kernel says of known functions is read this often: nobody tells that one has fallen off the bus.
+const READINGS: Duration = Duration::from_secs(5);
 /// A driver that binds eight GPUs tells some dozens of things; each is worth a scan, all of them together are worth one.
 const BURST: Duration = Duration::from_millis(50);
 /// A file may come a moment after the word of it.
@@ -37,13 +41,15 @@ pub enum Cause {
     Uevent,
     /// A folder that stands for a `/sys` changed.
     Folder,
+    /// NVML no longer lists a GPU.
+    Nvml,
     /// It was time.
     Timer,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Start, Self::Uevent, Self::Folder, Self::Timer];
+    pub const ALL: [Self; 5] = [Self::Start, Self::Uevent, Self::Folder, Self::Nvml, Self::Timer];
 }
 
 impl fmt::Display for Cause {
@@ -52,25 +58,53 @@ impl fmt::Display for Cause {
             Self::Start => "start",
             Self::Uevent => "uevent",
             Self::Folder => "folder",
+            Self::Nvml => "nvml",
             Self::Timer => "timer",
         })
+    }
+}
+
+/// Asks for a scan, from any thread. Without a descriptor for it there is none before its time.
+#[derive(Debug, Clone, Default)]
+pub struct Ask(Option<Arc<OwnedFd>>);
+
+impl Ask {
+    /// Nobody has asked yet.
+    pub fn new() -> Self {
+        let asked = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Self(asked.ok().map(Arc::new))
+    }
+
+    /// A scan, as soon as may be.
+    pub fn scan(&self) {
+        if let Some(asked) = &self.0 {
+            // It fails only where many have asked already.
+            let _ = rustix::io::write(asked, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Whether anybody asked since.
+    fn take(&self) -> bool {
+        let asked = self.0.as_ref();
+        asked.is_some_and(|asked| rustix::io::read(asked, &mut [0; 8][..]).is_ok())
     }
 }
 
 /// All there is to wait for.
 #[derive(Debug)]
 pub struct Changes {
+    asked: Ask,
     kernel: Option<Socket>,
     folder: Option<Folder>,
     /// Whether what is waited for tells all there is to tell.
     told: bool,
-    /// The last scan was on somebody's word.
-    once_more: bool,
+    /// A scan that nobody asks for is made then.
+    due: Instant,
 }
 
 impl Changes {
     /// Of a `/sys`, real or not. What cannot be had is done without.
-    pub fn of(root: &Path) -> Self {
+    pub fn of(root: &Path, asked: Ask) -> Self {
         let kernel = Socket::open();
         let is_sysfs = statfs(root).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(SYSFS_MAGIC));
         let folder = (!is_sysfs).then(|| Folder::new(root)).transpose();
@@ -82,12 +116,28 @@ impl Changes {
             _ => {}
         }
         let (kernel, folder) = (kernel.ok(), folder.ok().flatten());
-        Self {
+        let mut changes = Self {
+            asked,
             told: if is_sysfs { kernel.is_some() } else { folder.is_some() },
             kernel,
             folder,
-            once_more: false,
+            due: Instant::now(),
+        };
+        changes.due += changes.pause();
+        changes
+    }
+
+    /// Time between scans that nobody asks for.
+    fn pause(&self) -> Duration {
+        match self.told {
+            true => WITH_EVENTS,
+            false => WITHOUT_EVENTS,
         }
+    }
+
+    /// The last scan failed: the next one is not put off.
+    pub fn failed(&mut self) {
+        self.due = self.due.min(Instant::now() + WITHOUT_EVENTS);
     }
 
     /// To be called before each scan, so that nothing falls in between.
@@ -97,33 +147,38 @@ impl Changes {
         }
     }
 
-    /// Waits until it is worth scanning again.
-    pub fn wait(&mut self) -> Cause {
-        let pause = match (std::mem::take(&mut self.once_more), self.told) {
-            (true, _) => ONCE_MORE,
-            (false, true) => WITH_EVENTS,
-            (false, false) => WITHOUT_EVENTS,
-        };
-        let end = Instant::now() + pause;
+    /// Waits until it is worth scanning again. `None`: what is known has to be read again, no more.
+    pub fn wait(&mut self) -> Option<Cause> {
+        let end = self.due.min(Instant::now() + READINGS);
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Cause::Timer;
+            let now = Instant::now();
+            if now >= end {
+                return self.is_due(now).then_some(Cause::Timer);
             }
-            self.sleep(left);
+            self.sleep(end - now);
             if let Some(cause) = self.take() {
                 std::thread::sleep(BURST);
                 self.take();
-                self.once_more = true;
-                return cause;
+                self.due = Instant::now() + ONCE_MORE;
+                return Some(cause);
             }
         }
+    }
+
+    /// Whether it is time for a scan, which puts the next one off.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = now >= self.due;
+        if is_due {
+            self.due = now + self.pause();
+        }
+        is_due
     }
 
     fn sleep(&self, at_most: Duration) {
         let kernel = self.kernel.as_ref().map(Socket::as_fd);
         let folder = self.folder.as_ref().map(|f| f.inotify.as_fd());
-        let mut readable: Vec<_> = [kernel, folder]
+        let asked = self.asked.0.as_ref().map(|fd| fd.as_fd());
+        let mut readable: Vec<_> = [kernel, folder, asked]
             .into_iter()
             .flatten()
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
@@ -139,10 +194,11 @@ impl Changes {
     fn take(&self) -> Option<Cause> {
         let folder = self.folder.as_ref().is_some_and(Folder::take);
         let kernel = self.kernel.as_ref().is_some_and(Socket::take);
+        let asked = self.asked.take();
         match (kernel, folder) {
             (true, _) => Some(Cause::Uevent),
             (false, true) => Some(Cause::Folder),
-            (false, false) => None,
+            (false, false) => asked.then_some(Cause::Nvml),
         }
     }
 }
@@ -194,6 +250,28 @@ impl Folder {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn what_is_known_is_read_between_scans_that_are_far_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = Ask::new();
+        let mut changes = Changes::of(dir.path(), ask.clone());
+        changes.watch();
+        changes.kernel = None;
+        assert!(changes.told, "there is inotify");
+        let start = Instant::now();
+        assert_eq!(changes.wait(), None, "the registers alone");
+        assert!(start.elapsed() < WITH_EVENTS / 2, "{:?}", start.elapsed());
+        ask.scan();
+        assert_eq!(changes.wait(), Some(Cause::Nvml));
+        assert_eq!(changes.wait(), Some(Cause::Timer), "once more");
+        let now = Instant::now();
+        assert!(!changes.is_due(now + READINGS));
+        changes.failed();
+        assert!(changes.is_due(now + READINGS * 2), "after a scan that failed");
+        assert!(!changes.is_due(now + READINGS * 3));
+        assert!(changes.is_due(now + READINGS * 2 + WITH_EVENTS));
+    }
 
     #[test]
     fn a_folder_tells_what_comes_goes_and_changes_in_it() {

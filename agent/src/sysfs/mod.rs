@@ -3,45 +3,87 @@
 mod changes;
 pub mod pci;
 
+use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use berth_core::sysfs::{PCI, Tree};
+use rustix::io::Errno;
 
-pub use changes::{Cause, Changes};
+pub use changes::{Ask, Cause, Changes};
 
 pub use berth_core::sysfs::Sysfs;
 
 /// No file of the kernel's is as long: an attribute is one page at most.
 const LONGEST: u64 = 64 * 1024;
 
-/// Reads `root` (a `/sys`). What cannot be read is absent.
-pub fn scan(root: &Path) -> Sysfs {
-    let mut found = berth_core::sysfs::scan(&Folder(root));
+/// Reads `root` (a `/sys`). What is not there is absent. An error where it could not be told whether something is there: too many open files,
+/// no memory.
+pub fn scan(root: &Path) -> io::Result<Sysfs> {
+    let tree = Folder {
+        root,
+        failed: Cell::default(),
+    };
+    let mut found = berth_core::sysfs::scan(&tree);
+    if let Some(error) = tree.failed.take() {
+        return Err(error);
+    }
     for gpu in &mut found.amd_gpus {
         gpu.answers = pci::answers(&root.join(PCI).join(&gpu.pci_address));
     }
-    found
+    Ok(found)
 }
 
-struct Folder<'a>(&'a Path);
+struct Folder<'a> {
+    root: &'a Path,
+    /// The last error that says nothing of what was looked for.
+    failed: Cell<Option<io::Error>>,
+}
+
+impl Folder<'_> {
+    /// `None` where that is an answer: an attribute that has no value now, or a function that went just now, says so by an error of its own.
+    fn seen<T>(&self, read: io::Result<T>) -> Option<T> {
+        read.map_err(|error| {
+            if is_ours(&error) {
+                self.failed.set(Some(error));
+            }
+        })
+        .ok()
+    }
+}
+
+/// Whether an error is one of this process or its machine, and not of the file.
+fn is_ours(error: &io::Error) -> bool {
+    const OURS: [Errno; 7] = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::NOBUFS,
+        Errno::INTR,
+        Errno::STALE,
+        Errno::NOTCONN,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| OURS.contains(&errno))
+}
 
 impl Tree for Folder<'_> {
     fn read(&self, path: &str) -> Option<String> {
         let mut text = String::new();
-        let file = File::open(self.0.join(path)).ok()?;
-        file.take(LONGEST).read_to_string(&mut text).ok()?;
+        let file = self.seen(File::open(self.root.join(path)))?;
+        self.seen(file.take(LONGEST).read_to_string(&mut text))?;
         Some(text)
     }
 
     fn list(&self, folder: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.0.join(folder)).into_iter().flatten().flatten();
-        entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+        let entries = self.seen(fs::read_dir(self.root.join(folder))).into_iter().flatten();
+        entries
+            .filter_map(|entry| self.seen(entry)?.file_name().into_string().ok())
+            .collect()
     }
 
     fn link(&self, path: &str) -> Option<String> {
-        let target = fs::read_link(self.0.join(path)).ok()?;
+        let target = self.seen(fs::read_link(self.root.join(path)))?;
         Some(target.file_name()?.to_str()?.to_owned())
     }
 }
@@ -120,7 +162,7 @@ mod tests {
         fs::create_dir_all(root.join("module/nvidia")).unwrap();
         fs::write(root.join("module/nvidia/version"), "550.163.01\n").unwrap();
 
-        let seen = scan(root);
+        let seen = scan(root).unwrap();
         assert_eq!(seen.machine.as_deref(), Some("DGX H100"));
         assert_eq!(seen.kernel_driver_version.as_deref(), Some("550.163.01"));
         let addresses: Vec<_> = seen.pci.iter().map(|f| f.address.as_str()).collect();
@@ -145,7 +187,32 @@ mod tests {
 
     #[test]
     fn a_machine_without_pci_has_nothing() {
-        assert_eq!(scan(Path::new("/nowhere")), Sysfs::default());
+        assert_eq!(scan(Path::new("/nowhere")).unwrap(), Sysfs::default());
+    }
+
+    #[test]
+    fn an_error_of_this_process_is_no_answer_and_one_of_a_file_is() {
+        for (errno, ours) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOENT, false),
+            (Errno::NOTDIR, false),
+            (Errno::ACCESS, false),
+            // What attributes say of themselves.
+            (Errno::NODEV, false),
+            (Errno::IO, false),
+            (Errno::INVAL, false),
+            (Errno::BUSY, false),
+        ] {
+            assert_eq!(is_ours(&errno.into()), ours, "{errno:?}");
+            let tree = Folder {
+                root: Path::new("/nowhere"),
+                failed: Cell::default(),
+            };
+            assert!(tree.seen::<()>(Err(errno.into())).is_none());
+            assert_eq!(tree.failed.take().is_some(), ours, "{errno:?}");
+        }
     }
 
     #[test]
@@ -153,7 +220,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("module/nvidia")).unwrap();
         symlink("/dev/zero", dir.path().join("module/nvidia/version")).unwrap();
-        let read = scan(dir.path()).kernel_driver_version.unwrap();
+        let read = scan(dir.path()).unwrap().kernel_driver_version.unwrap();
         assert_eq!(read.len() as u64, LONGEST);
     }
 }

@@ -12,9 +12,10 @@ use crate::facts::{AmdDriver, AmdGpu, IntelGpu, PciFunction, is_wanted_class};
 
 /// A `/sys`. Paths are below it, with `/` between names.
 pub trait Tree {
-    /// A file's content; `None`: it cannot be read, or is no text. Whoever reads bounds the length.
+    /// A file's content; `None`: it is not there, has no value now, or is no text. Whoever reads bounds the length, and has to know by itself
+    /// where something could not be found out: what is not there counts as gone.
     fn read(&self, path: &str) -> Option<String>;
-    /// Names in a folder, in any order; none where it cannot be read.
+    /// Names in a folder, in any order; none where it is not there.
     fn list(&self, folder: &str) -> Vec<String>;
     /// Last name of a symbolic link's target.
     fn link(&self, path: &str) -> Option<String>;
@@ -58,6 +59,7 @@ pub fn scan(tree: &impl Tree) -> Sysfs {
         kernel_driver_version: text(tree, "module/nvidia/version"),
     }
 }
+
 fn function(tree: &impl Tree, name: &str) -> Option<PciFunction> {
     let file = |file| format!("{PCI}/{name}/{file}");
     // The class first: most functions of a machine are of no interest, and one read each is all they cost.

@@ -10,7 +10,7 @@
 mod record;
 mod slices;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use self::record::Record;
@@ -22,12 +22,15 @@ use super::fault::Fault;
 use super::history::History;
 use super::xid::{self, Effect, Part};
 use super::{NodeHealth, Reason};
-use crate::facts::{Gpu, GpuChecks, GpuEvent, GpuEventKind, GpuSample, NodeChecks, NodeFacts, NvmlState, PciReadings};
+use crate::facts::{
+    Gpu, GpuChecks, GpuEvent, GpuEventKind, GpuSample, NodeChecks, NodeFacts, NvmlState, PciFunction, PciReadings,
+    Round,
+};
 
 /// How long a GPU stays quiet after a fresh driver before it counts as recovered.
 pub const VERIFY_FOR: Duration = Duration::from_secs(10);
 
-/// Events of GPUs that no inventory has named yet; more are dropped, since an inventory follows within seconds.
+/// Events of GPUs that no inventory has named yet. The oldest of more are dropped: an inventory follows within seconds.
 const MAX_UNPLACED: usize = 64;
 
 /// Health of one node's GPUs over time. The clock is the caller's, monotonic since any fixed start: a state begins with the first
@@ -38,7 +41,9 @@ pub struct Tracker {
     gpus: BTreeMap<String, Watched>,
     node: checks::Node,
     /// Seen before an inventory named their GPU, and when.
-    unplaced: Vec<(GpuEvent, Duration)>,
+    unplaced: VecDeque<(GpuEvent, Duration)>,
+    /// Version of the kernel driver when one was loaded last.
+    driver_version: Option<String>,
     /// The kernel driver was gone since NVML last answered: everything on it was reset.
     driver_went: bool,
     /// The latest time that the caller told.
@@ -58,7 +63,11 @@ struct Watched {
     history: History,
     /// The worst that the checks find now.
     checked: Option<Fault>,
-    /// Its own driver binding went away, or it left NVML's list.
+    /// The kernel told that a driver let go of it. It may have been told of late, or of a try: by itself this proves nothing.
+    unbound: bool,
+    /// Whether the vendor's driver held its function when sysfs had it last.
+    held: Option<bool>,
+    /// It left its driver or NVML's list.
     went: bool,
     slices: Slices,
 }
@@ -75,23 +84,33 @@ impl Tracker {
         let uuids = self.concerned(event);
         if uuids.is_empty() {
             let names_a_gpu = event.uuid.is_some() || event.pci_address.is_some();
-            if (names_a_gpu || self.gpus.is_empty()) && self.unplaced.len() < MAX_UNPLACED {
-                self.unplaced.push((event.clone(), now));
+            // What is told of the driver of a GPU that nobody knows is old by the time that it is known.
+            if (names_a_gpu || self.gpus.is_empty()) && Binding::of(event).is_none() {
+                if self.unplaced.len() >= MAX_UNPLACED {
+                    self.unplaced.pop_front();
+                }
+                self.unplaced.push_back((event.clone(), now));
             }
             return;
         }
         self.place(event, &uuids);
+        self.drop_removed();
         self.judge();
     }
 
     /// What the node's hardware is now.
     pub fn on_inventory(&mut self, facts: &NodeFacts) {
-        let driver_was_loaded = self.facts.kernel_driver_version.is_some();
-        let driver_is_gone = facts.nvml.state == NvmlState::NoDriver
-            || (driver_was_loaded && facts.kernel_driver_version != self.facts.kernel_driver_version);
-        self.driver_went |= driver_is_gone;
+        if self.driver_is_gone(facts) {
+            self.driver_went = true;
+            // Whatever it told of GPUs that nobody knew is of before.
+            self.unplaced.clear();
+        }
+        if let Some(version) = &facts.kernel_driver_version {
+            self.driver_version = Some(version.clone());
+        }
         self.facts = facts.clone();
         self.know(&facts.gpus);
+        self.see_drivers();
         if facts.nvml.state == NvmlState::Ready {
             self.compare_with_list();
             self.driver_went = false;
@@ -103,6 +122,18 @@ impl Tracker {
         self.check();
     }
 
+    /// Whether `facts` say that the kernel driver is gone, or went since it was seen last.
+    fn driver_is_gone(&self, facts: &NodeFacts) -> bool {
+        let Some(last) = &self.driver_version else {
+            return facts.nvml.state == NvmlState::NoDriver;
+        };
+        match &facts.kernel_driver_version {
+            // A driver that answers is there, whatever sysfs has.
+            None => facts.nvml.state != NvmlState::Ready,
+            Some(version) => facts.nvml.state == NvmlState::NoDriver || version != last,
+        }
+    }
+
     /// NVML answered that a GPU is lost; `error` is its error's name.
     pub fn on_lost(&mut self, uuid: &str, error: &str) {
         if let Some(gpu) = self.gpus.get_mut(uuid) {
@@ -112,6 +143,13 @@ impl Tracker {
                 .hold(Fault::seen(Effect::Unhealthy, Reason::GpuLost, message));
             self.settle();
         }
+    }
+
+    /// A round of the slow checks at `now`.
+    pub fn on_round(&mut self, round: Round, now: Duration) {
+        // The node first: a GPU that is lost in this round is not back.
+        self.on_node_checks(&round.node, now);
+        self.on_checks(round.gpus, now);
     }
 
     /// What the slow checks read at `now`.
@@ -269,12 +307,16 @@ impl Tracker {
 
     fn place(&mut self, event: &GpuEvent, uuids: &[String]) {
         let named = event.uuid.is_some() || event.pci_address.is_some();
-        let unbound = event.kind == GpuEventKind::Other("DriverUnbound".into());
+        let binding = Binding::of(event);
         for uuid in uuids {
             let Some(gpu) = self.gpus.get_mut(uuid) else {
                 continue;
             };
-            gpu.went |= unbound;
+            match binding {
+                Some(Binding::Unbound) => gpu.unbound = true,
+                Some(Binding::Bound) => gpu.went |= std::mem::take(&mut gpu.unbound),
+                None => {}
+            }
             if named {
                 gpu.history.on_event(event, self.now.saturating_sub(event.age));
             }
@@ -302,6 +344,37 @@ impl Tracker {
         }
     }
 
+    /// What sysfs says of the driver of each GPU.
+    fn see_drivers(&mut self) {
+        let functions: BTreeMap<&str, bool> = self
+            .facts
+            .nvidia_display_functions()
+            .map(|f| (f.address.as_str(), f.driver.as_deref() == Some("nvidia")))
+            .collect();
+        for gpu in self.gpus.values_mut() {
+            let Some(address) = gpu.pci_address.as_deref() else {
+                continue;
+            };
+            match functions.get(address) {
+                Some(held) => {
+                    gpu.went |= !held && (gpu.unbound || gpu.held == Some(true));
+                    gpu.held = Some(*held);
+                }
+                None => gpu.went |= gpu.unbound && gpu.held.is_some(),
+            }
+        }
+    }
+
+    /// GPUs that are no longer ours to judge: neither NVML nor the vendor's driver has them, and that on purpose.
+    fn drop_removed(&mut self) {
+        if self.facts.nvml.state != NvmlState::Ready {
+            return;
+        }
+        let facts = &self.facts;
+        self.gpus
+            .retain(|uuid, gpu| facts.gpus.iter().any(|g| g.uuid == *uuid) || !gpu.was_taken_away(facts));
+    }
+
     fn know(&mut self, gpus: &[Gpu]) {
         let driver = self.facts.driver.as_ref().map(|driver| &*driver.version);
         let driver_major = driver.and_then(|version| version.split('.').next()?.parse().ok());
@@ -322,33 +395,23 @@ impl Tracker {
 
     /// NVML answers: who is there, who is not, and whose fault a fresh driver or a comeback ends.
     fn compare_with_list(&mut self) {
+        self.drop_removed();
         let listed: BTreeSet<&str> = self.facts.gpus.iter().map(|g| g.uuid.as_str()).collect();
-        let given_away: BTreeSet<&str> = self
-            .facts
-            .nvidia_display_functions()
-            .filter(|f| f.driver.as_deref() != Some("nvidia"))
-            .map(|f| f.address.as_str())
-            .collect();
         let driver_went = self.driver_went;
-        self.gpus.retain(|uuid, gpu| {
+        for (uuid, gpu) in &mut self.gpus {
             if listed.contains(uuid.as_str()) {
                 if driver_went {
                     gpu.prove(Proof::Rebound, "the driver was loaded anew");
-                } else if gpu.went {
+                } else if gpu.went && !gpu.is_let_go(&self.facts) {
                     gpu.prove(Proof::Rebound, "the GPU was reset");
                 }
-                return true;
-            }
-            // Unbound from the driver on purpose (passthrough): no longer ours to judge.
-            if gpu.pci_address.as_deref().is_some_and(|a| given_away.contains(a)) {
-                return false;
+                continue;
             }
             gpu.went = true;
             let message = "NVML no longer lists the GPU: restart the machine".into();
             gpu.record
                 .hold(Fault::seen(Effect::Unhealthy, Reason::GpuMissing, message));
-            true
-        });
+        }
     }
 
     fn settle(&mut self) {
@@ -359,7 +422,42 @@ impl Tracker {
     }
 }
 
+/// What the kernel told of a function's driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Binding {
+    Bound,
+    Unbound,
+}
+
+impl Binding {
+    fn of(event: &GpuEvent) -> Option<Self> {
+        match &event.kind {
+            GpuEventKind::Other(name) if name == "DriverBound" => Some(Self::Bound),
+            GpuEventKind::Other(name) if name == "DriverUnbound" => Some(Self::Unbound),
+            GpuEventKind::Other(_) | GpuEventKind::Xid(_) => None,
+        }
+    }
+}
+
 impl Watched {
+    /// Its function among those that sysfs has, where sysfs ever had it.
+    fn function<'f>(&self, facts: &'f NodeFacts) -> Option<Option<&'f PciFunction>> {
+        self.held?;
+        let address = self.pci_address.as_deref()?;
+        Some(facts.nvidia_display_functions().find(|f| f.address == address))
+    }
+
+    /// Whether sysfs says that the vendor's driver does not have it now.
+    fn is_let_go(&self, facts: &NodeFacts) -> bool {
+        self.function(facts)
+            .is_some_and(|f| f.is_none_or(|f| f.driver.as_deref() != Some("nvidia")))
+    }
+
+    /// Whether its function has another driver or none (passthrough), or is gone after its driver had let go of it (an orderly removal).
+    fn was_taken_away(&self, facts: &NodeFacts) -> bool {
+        self.is_let_go(facts) && (self.unbound || self.held == Some(false))
+    }
+
     /// Something is proven. After a reset, counters start anew, and what was seen of the GPU before says nothing of it.
     fn prove(&mut self, proof: Proof, by: &str) {
         if proof >= Proof::Reset {
@@ -367,7 +465,7 @@ impl Watched {
             self.checked = None;
         }
         if proof == Proof::Rebound {
-            self.went = false;
+            (self.went, self.unbound) = (false, false);
             self.signs = Signs::default();
         }
         self.record.end(proof, by);

@@ -237,16 +237,177 @@ fn lost_and_missing_gpus() {
     assert_eq!(tracker.health(Duration::ZERO).missing_gpus, 0);
 }
 
+/// What the kernel tells of the driver of a GPU.
+fn binding(name: &str, gpu: u32) -> GpuEvent {
+    GpuEvent {
+        kind: GpuEventKind::Other(name.into()),
+        uuid: None,
+        pci_address: Some(format!("0000:0{gpu}:00.0")),
+        ..xid(0, None)
+    }
+}
+
 #[test]
 fn a_gpu_that_was_unbound_and_is_back_is_verified() {
+    use GpuState::{Unhealthy as U, Verifying as V};
+    let all = facts(NvmlState::Ready, &[0, 1]);
+    let mut let_go = all.clone();
+    let_go.pci[0].driver = None;
+    let mut absent = all.clone();
+    absent.pci.remove(0);
+    for (what, unbound, between, bound, want) in [
+        ("the kernel's word alone", true, None, false, U),
+        ("bound, never unbound", false, None, true, U),
+        ("bound again", true, None, true, V),
+        ("seen without a driver", true, Some(&let_go), false, V),
+        ("the same, without the kernel's word", false, Some(&let_go), false, V),
+        ("seen to be gone", true, Some(&absent), false, V),
+    ] {
+        let mut tracker = ready();
+        tracker.on_event(&xid(95, Some(0)), Duration::ZERO);
+        if unbound {
+            tracker.on_event(&binding("DriverUnbound", 0), Duration::ZERO);
+        }
+        if let Some(between) = between {
+            // NVML's list is older than that.
+            tracker.on_inventory(between);
+            assert_eq!(states(&tracker, 1)[0].0, U, "{what}: it is not back");
+        }
+        if bound {
+            tracker.on_event(&binding("DriverBound", 0), Duration::ZERO);
+        }
+        tracker.on_inventory(&all);
+        assert_eq!(states(&tracker, 2)[0].0, want, "{what}");
+    }
+}
+
+#[test]
+fn an_orderly_removal_is_no_missing_gpu() {
+    let mut let_go = facts(NvmlState::Ready, &[0, 1]);
+    let_go.pci[1].driver = None;
+    let mut removed = facts(NvmlState::Ready, &[0]);
+    removed.pci.pop();
+    let unbound = binding("DriverUnbound", 1);
+    for (what, seen_let_go, told, gpus) in [
+        ("it vanished", false, None, 2),
+        ("unbound before", false, Some(true), 1),
+        ("told of late", false, Some(false), 1),
+        ("last seen without a driver", true, None, 1),
+    ] {
+        let mut tracker = ready();
+        if seen_let_go {
+            tracker.on_inventory(&let_go);
+        }
+        if told == Some(true) {
+            tracker.on_event(&unbound, Duration::ZERO);
+        }
+        tracker.on_inventory(&removed);
+        if told == Some(false) {
+            assert_eq!(states(&tracker, 1)[1].1, "GpuMissing", "{what}: not yet");
+            tracker.on_event(&unbound, Duration::ZERO);
+        }
+        assert_eq!(states(&tracker, 1).len(), gpus, "{what}");
+    }
+}
+
+#[test]
+fn a_module_that_sysfs_does_not_show_is_gone_only_if_nvml_does_not_answer() {
+    use GpuState::{Unhealthy as U, Verifying as V};
+    let without = |state| NodeFacts {
+        kernel_driver_version: None,
+        ..facts(state, &[0, 1])
+    };
+    let another = NodeFacts {
+        kernel_driver_version: Some("570.1".into()),
+        ..facts(NvmlState::Ready, &[0, 1])
+    };
+    for (what, between, after, want) in [
+        ("NVML answers", without(NvmlState::Ready), None, U),
+        (
+            "NVML answers, then another",
+            without(NvmlState::Ready),
+            Some(&another),
+            V,
+        ),
+        ("NVML was let go of", without(NvmlState::Released), None, V),
+        ("no probe", without(NvmlState::ProbeUnavailable), None, V),
+    ] {
+        let mut tracker = ready();
+        tracker.on_event(&xid(95, Some(0)), Duration::ZERO);
+        tracker.on_inventory(&between);
+        tracker.on_inventory(after.unwrap_or(&facts(NvmlState::Ready, &[0, 1])));
+        assert_eq!(states(&tracker, 1)[0].0, want, "{what}");
+    }
+}
+
+#[test]
+fn what_waits_for_an_inventory_is_no_older_than_the_driver_and_the_newest_stays() {
+    let all = facts(NvmlState::Ready, &[0, 1]);
+    let second = || {
+        let mut tracker = Tracker::new();
+        tracker.on_inventory(&facts(NvmlState::Ready, &[0]));
+        tracker
+    };
+    // The GPU was repaired meanwhile.
+    let mut tracker = second();
+    tracker.on_event(&event(79, 1, ""), s(1));
+    tracker.on_inventory(&facts(NvmlState::NoDriver, &[0]));
+    tracker.on_inventory(&all);
+    assert_eq!(is(&tracker, "GPU-1", 2).0, GpuState::Healthy, "of the driver before");
+
+    let mut tracker = second();
+    for _ in 0..MAX_UNPLACED {
+        tracker.on_event(&event(13, 7, ""), s(1));
+    }
+    tracker.on_event(&event(79, 1, ""), s(1));
+    tracker.on_inventory(&all);
+    assert_eq!(is(&tracker, "GPU-1", 2).0, GpuState::Unhealthy, "the newest");
+
+    // Not one that says nothing of a GPU that is there.
+    let mut tracker = second();
+    for name in ["DriverUnbound", "DriverBound"] {
+        tracker.on_event(&binding(name, 1), s(1));
+    }
+    tracker.on_event(&event(95, 1, ""), s(1));
+    for _ in 0..2 {
+        tracker.on_inventory(&all);
+        assert_eq!(is(&tracker, "GPU-1", 2).0, GpuState::Unhealthy);
+    }
+}
+
+#[test]
+fn a_gpu_that_checks_find_lost_is_not_back_because_its_samples_can_be_taken() {
     let mut tracker = ready();
-    tracker.on_event(&xid(95, Some(0)), Duration::ZERO);
-    let mut unbound = xid(0, Some(0));
-    unbound.kind = GpuEventKind::Other("DriverUnbound".into());
-    tracker.on_event(&unbound, Duration::ZERO);
-    assert_eq!(states(&tracker, 1)[0].0, GpuState::Unhealthy);
-    tracker.on_inventory(&facts(NvmlState::Ready, &[0, 1]));
-    assert_eq!(states(&tracker, 2)[0], (GpuState::Verifying, "Recovering".into()));
+    let sample = GpuSample {
+        uuid: "GPU-0".into(),
+        ..GpuSample::default()
+    };
+    let lost = NodeChecks {
+        lost: vec![("GPU-0".into(), "GPU_IS_LOST".into())],
+        ..NodeChecks::default()
+    };
+    for at in [1, 20, 40] {
+        tracker.on_samples([&sample], s(at));
+        tracker.on_round(
+            Round {
+                gpus: checks(0, |_| ()),
+                node: lost.clone(),
+            },
+            s(at + 1),
+        );
+        assert_eq!(is(&tracker, "GPU-0", at + 1), (GpuState::Unhealthy, "GpuLost".into()));
+        let since = tracker.health(s(at + 1)).gpus[0].since;
+        assert_eq!(since, s(at - 1), "without a break");
+    }
+    tracker.on_samples([&sample], s(60));
+    tracker.on_round(
+        Round {
+            gpus: checks(0, |_| ()),
+            node: NodeChecks::default(),
+        },
+        s(61),
+    );
+    assert_eq!(is(&tracker, "GPU-0", 61).0, GpuState::Verifying);
 }
 
 #[test]
