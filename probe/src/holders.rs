@@ -132,6 +132,11 @@ impl Holders {
         self.left().is_empty()
     }
 
+    /// Whether threads that were asked to let go have not: they hold what an earlier session opened.
+    pub fn are_leaving(&self) -> bool {
+        self.left().iter().any(|holder| holder.is_stopped())
+    }
+
     /// Whether infoROMs are being validated, or a thread is left behind in that.
     pub fn validate(&self) -> bool {
         self.left().iter().any(|holder| holder.work == Work::Inforom)

@@ -318,9 +318,9 @@ impl Keeper {
         }
     }
 
-    /// Whether threads other than the worker have the library open: a worker that opens it then is not the one that initialises it.
+    /// Whether an earlier session has not let go of the library: a worker that opens it then is not the one that initialises it.
     fn is_held(&self) -> bool {
-        !self.stuck.is_empty() || !self.holders.are_gone()
+        !self.stuck.is_empty() || self.holders.are_leaving()
     }
 
     async fn answer(&mut self, command: Command) {
