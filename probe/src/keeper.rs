@@ -295,13 +295,13 @@ impl Keeper {
             return;
         }
         tracing::info!(why, "NVML is opened anew");
+        // Until it has listed the GPUs anew.
+        self.outdated = true;
         self.close().await;
         self.holders_gone().await;
         if self.status.state != NvmlState::Ready {
             return;
         }
-        // Until NVML has listed the GPUs anew.
-        self.outdated = true;
         let found = self.search.look();
         self.open(found).await;
         if self.status.state == NvmlState::Ready {
