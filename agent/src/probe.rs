@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_core::facts::{GpuEvent, GpuSample, NvmlState, NvmlStatus, Round, Vgpu};
+use berth_core::freshness;
 use berth_core::pods::{Held, Kubelet};
 use berth_proto::convert::{Malformed, gpus, nvml_status};
 use berth_proto::probe::v1 as wire;
@@ -17,8 +18,12 @@ use tonic::{Code, Status};
 use crate::facts::Inventory;
 use crate::pods;
 
-/// The probe answers within its own deadlines (twice two NVML calls, at worst); beyond this it is broken.
+/// The probe ends each step within four NVML calls' time; beyond this it is broken.
 const DEADLINE: Duration = Duration::from_secs(25);
+const _: () = assert!(
+    DEADLINE.as_secs() >= 5 * freshness::NVML_CALL.as_secs(),
+    "the probe must be the first to give up"
+);
 
 /// A connection that opens itself when it is used, and again when it broke.
 #[derive(Clone)]

@@ -1,40 +1,38 @@
 //! A thread that validates the infoROMs: a call that may take the driver long, so it has a deadline of its own, and readings go on meanwhile.
 //!
-//! A thread past its deadline is left behind and counted. The answers are kept until the next validation begins.
+//! A thread past its deadline is left behind and counted. Each answer is told once: what was found an hour ago says nothing of now.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
+use berth_core::facts::Round;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper_sys::bindings::nvmlDevice_t;
 
+use crate::holders::{Holder, Holders, Work};
 use crate::session::{Session, raw};
-use crate::worker::{CallClock, STACK};
 
 /// C name of the call.
-pub const CALL: &str = "nvmlDeviceValidateInforom";
+const CALL: &str = "nvmlDeviceValidateInforom";
 
 /// One round over all GPUs. Dropping it asks the thread to end after its current call.
 #[derive(Debug)]
-pub struct Validation(Arc<Shared>);
-
-#[derive(Debug, Default)]
-struct Shared {
-    stop: AtomicBool,
-    ended: AtomicBool,
-    clock: CallClock,
+pub struct Validation {
+    thread: Arc<Holder>,
     /// By UUID.
-    found: Mutex<HashMap<String, Found>>,
+    found: Answers,
 }
+
+type Answers = Arc<Mutex<HashMap<String, Found>>>;
 
 /// What is known of one infoROM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+enum Found {
     /// Its checksum holds, or does not.
     Valid(bool),
+    /// That was told.
+    Told,
     /// The part has no such call.
     Absent,
     /// No answer this time.
@@ -51,7 +49,7 @@ unsafe impl Send for Job {}
 
 impl Validation {
     /// Starts it. `None`: the system has no thread for it.
-    pub fn start(session: &Session) -> Option<Self> {
+    pub fn start(session: &Session, holders: &Holders) -> Option<Self> {
         let job = Job {
             nvml: Arc::clone(&session.nvml),
             gpus: session
@@ -59,62 +57,41 @@ impl Validation {
                 .map(|(handle, gpu)| (handle, gpu.uuid.clone()))
                 .collect(),
         };
-        let validation = Self(Arc::default());
-        let theirs = Arc::clone(&validation.0);
-        let started = std::thread::Builder::new()
-            .name("nvml-inforom".into())
-            .stack_size(STACK)
-            .spawn(move || {
-                job.run(&theirs);
-                // This thread's hold on the library is gone before anybody reads this.
-                theirs.ended.store(true, Ordering::SeqCst);
-            });
-        match started {
-            Ok(_) => Some(validation),
-            Err(error) => {
-                tracing::error!(%error, "no thread to validate the infoROMs");
-                None
+        let found = Answers::default();
+        let theirs = Arc::clone(&found);
+        let thread = holders.spawn("nvml-inforom", Work::Inforom, move |me| job.run(me, &theirs))?;
+        Some(Self { thread, found })
+    }
+
+    /// Puts what was found into a round that is about to be told: all of it once the last answer is there, or is not to be waited for.
+    pub fn tell(&self, round: &mut Round) {
+        let is_pending = !self.thread.has_ended() && !self.thread.is_stuck();
+        round.node.slow_pending = is_pending;
+        let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for gpu in &mut round.gpus {
+            match all.get_mut(&gpu.uuid) {
+                Some(found @ Found::Valid(_)) if !is_pending => {
+                    if let Found::Valid(valid) = std::mem::replace(found, Found::Told) {
+                        gpu.inforom_valid = Some(valid);
+                    }
+                }
+                Some(Found::Absent | Found::Told) => {}
+                Some(Found::Valid(_) | Found::Unclear) | None => gpu.unclear.push(CALL.into()),
             }
         }
-    }
-
-    /// What it has found of a GPU so far.
-    pub fn of(&self, uuid: &str) -> Option<Found> {
-        let found = self.0.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.get(uuid).copied()
-    }
-
-    /// Asks the thread to end after its current call.
-    pub fn stop(&self) {
-        self.0.stop.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether the thread has let go of the library.
-    pub fn has_ended(&self) -> bool {
-        self.0.ended.load(Ordering::SeqCst)
-    }
-
-    /// Whether its current call has passed `deadline`.
-    pub fn is_stuck(&self, deadline: Duration) -> bool {
-        self.taking().is_some_and(|taking| taking > deadline)
-    }
-
-    /// How long its current call has taken so far.
-    pub fn taking(&self) -> Option<Duration> {
-        self.0.clock.current().map(|(_, since)| since.elapsed())
     }
 }
 
 impl Drop for Validation {
     fn drop(&mut self) {
-        self.stop();
+        self.thread.stop();
     }
 }
 
 impl Job {
-    fn run(self, me: &Shared) {
+    fn run(self, me: &Holder, answers: &Mutex<HashMap<String, Found>>) {
         for (device, uuid) in &self.gpus {
-            if me.stop.load(Ordering::SeqCst) {
+            if me.is_stopped() {
                 break;
             }
             let found = match raw!(self.nvml, me.clock, nvmlDeviceValidateInforom(*device)) {
@@ -128,7 +105,7 @@ impl Job {
                     Found::Unclear
                 }
             };
-            let mut all = me.found.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = answers.lock().unwrap_or_else(PoisonError::into_inner);
             all.insert(uuid.clone(), found);
         }
         // Where this is the library's last user, the library is closed here, and that is a call like any other.

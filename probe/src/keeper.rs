@@ -24,12 +24,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::args::Serve;
 use crate::feed::{Feed, Item};
-use crate::inforom::{self, Validation};
+use crate::holders::{Holders, WAIT};
+use crate::inforom::Validation;
 use crate::library::{DEVICES, Found, Search};
 use crate::processes::OnGpu;
 use crate::session::{Broken, Inventory, Readings, Session};
 use crate::signs::{Sign, Signs};
-use crate::watcher::{self, Leaving, Watcher};
+use crate::watcher::Watcher;
 use crate::worker::{CallClock, NoAnswer, Worker};
 use crate::{bound, pace, system_events};
 
@@ -128,9 +129,9 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
         news,
         search: Search::new(args.nvml_lib.clone(), args.driver_root.clone()),
         call_timeout: args.call_timeout,
-        slow_call_timeout: args.slow_call_timeout,
+        until: Instant::now(),
+        holders: Holders::new(args.call_timeout, args.slow_call_timeout),
         validation: None,
-        left_validation: None,
         feed,
         back,
         next_id: 1,
@@ -138,7 +139,7 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
         stuck: Vec::new(),
         watchers: Vec::new(),
         bound: BTreeSet::new(),
-        leaving: Vec::new(),
+        outdated: false,
         status: NvmlStatus::default(),
         seen: None,
         try_at: Instant::now(),
@@ -152,6 +153,14 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
     Handle(send)
 }
 
+/// What the keeper is woken by.
+enum Next {
+    CameBack(u64),
+    Binding,
+    Command(Command),
+    Sign(Sign),
+}
+
 struct Keeper {
     signs: Signs,
     /// Whether all that is waited for can be: signs tell of every file.
@@ -161,11 +170,12 @@ struct Keeper {
     news: mpsc::Sender<()>,
     search: Search,
     call_timeout: Duration,
-    slow_call_timeout: Duration,
+    /// When the step under way is to be over, whatever its calls might take: others wait for it.
+    until: Instant,
+    /// Threads that hold the library beside the worker, those that were asked to let go of it, too.
+    holders: Holders,
     /// The infoROMs' last validation, under way or done.
     validation: Option<Validation>,
-    /// One that has not let go of the library yet. While there is one, no other begins.
-    left_validation: Option<Validation>,
     feed: Feed,
     back: mpsc::UnboundedSender<u64>,
     next_id: u64,
@@ -173,9 +183,10 @@ struct Keeper {
     worker: Option<Worker>,
     stuck: Vec<Worker>,
     watchers: Vec<Watcher>,
-    /// Functions that the driver served when NVML was opened.
+    /// Functions that the driver served when NVML listed its GPUs.
     bound: BTreeSet<String>,
-    leaving: Vec<Leaving>,
+    /// The driver may serve others by now, and NVML could not list them anew: threads held the library.
+    outdated: bool,
     status: NvmlStatus,
     /// What the last look at the file system found, when it led to a try.
     seen: Option<Found>,
@@ -199,24 +210,39 @@ impl Keeper {
         mut bindings: mpsc::Receiver<()>,
     ) {
         loop {
+            self.until = Instant::now() + pace::STEP;
             self.keep_open().await;
-            tokio::select! {
+            let next = tokio::select! {
                 biased;
-                Some(id) = came_back.recv() => self.take_back(id).await,
-                Some(()) = bindings.recv() => self.reopen("NVML tells of a driver binding").await,
-                sign = self.signs.next(self.is_looking()) => self.on_sign(sign).await,
+                Some(id) = came_back.recv() => Next::CameBack(id),
+                Some(()) = bindings.recv() => Next::Binding,
+                // Before the signs: a folder may be busy for ever.
                 command = commands.recv() => match command {
-                    Some(command) => self.answer(command).await,
+                    Some(command) => Next::Command(command),
                     None => return,
                 },
-                () = tokio::time::sleep(self.pause()) => {}
+                sign = self.signs.next(self.is_looking()) => Next::Sign(sign),
+                () = tokio::time::sleep(self.pause()) => continue,
+            };
+            self.until = Instant::now() + pace::STEP;
+            match next {
+                Next::CameBack(id) => self.take_back(id).await,
+                Next::Binding => self.reopen("NVML tells of a driver binding").await,
+                Next::Command(command) => self.answer(command).await,
+                Next::Sign(sign) => self.on_sign(sign).await,
             }
         }
+    }
+
+    /// So long, or as much of it as the step has left.
+    fn within(&self, wanted: Duration) -> Duration {
+        wanted.min(self.until.saturating_duration_since(Instant::now()))
     }
 
     fn pause(&self) -> Duration {
         let look = if self.told { pace::LOOK_WITH_SIGNS } else { pace::LOOK };
         match self.status.state {
+            NvmlState::Ready if self.outdated => pace::LOOK,
             NvmlState::Ready | NvmlState::Released => pace::IDLE,
             NvmlState::Hung => pace::HUNG.min(self.call_timeout),
             NvmlState::ReleaseBlocked => pace::LOOK,
@@ -257,7 +283,8 @@ impl Keeper {
 
     /// NVML lists the GPUs that it found when it was opened. Those that the driver serves may be others by now.
     async fn compare_bound(&mut self) {
-        if self.status.state == NvmlState::Ready && bound::functions(&self.sysfs) != self.bound {
+        // Where the list is known to be old, it is made anew as soon as that is possible.
+        if self.status.state == NvmlState::Ready && !self.outdated && bound::functions(&self.sysfs) != self.bound {
             self.reopen("the driver serves other functions").await;
         }
     }
@@ -268,6 +295,8 @@ impl Keeper {
             return;
         }
         tracing::info!(why, "NVML is opened anew");
+        // Until it has listed the GPUs anew.
+        self.outdated = true;
         self.close().await;
         self.holders_gone().await;
         if self.status.state != NvmlState::Ready {
@@ -283,15 +312,15 @@ impl Keeper {
 
     /// Waits for threads that were asked to let go of the library, no longer than their last call may take.
     async fn holders_gone(&mut self) {
-        let patience = Instant::now() + watcher::WAIT + self.call_timeout;
-        let holds = |keeper: &Self| {
-            keeper.leaving.iter().any(|w| !w.has_ended()) || keeper.validations().any(|v| !v.has_ended())
-        };
-        while holds(self) && Instant::now() < patience {
+        let patience = Instant::now() + self.within(WAIT + self.call_timeout);
+        while !self.holders.are_gone() && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        self.leaving.retain(|w| !w.has_ended());
-        let _ = self.left_validation.take_if(|v| v.has_ended());
+    }
+
+    /// Whether an earlier session has not let go of the library: a worker that opens it then is not the one that initialises it.
+    fn is_held(&self) -> bool {
+        !self.stuck.is_empty() || self.holders.are_leaving()
     }
 
     async fn answer(&mut self, command: Command) {
@@ -306,7 +335,11 @@ impl Keeper {
                 let _ = reply.send(self.with_state(found));
             }
             Command::Checks(slow, reply) => {
-                let found = self.check(slow).await;
+                let mut found = self.check(slow).await;
+                // Each answer goes out once, and not to somebody who has gone.
+                if let (Some(round), Some(validation), false) = (&mut found, &self.validation, reply.is_closed()) {
+                    validation.tell(round);
+                }
                 let _ = reply.send(self.with_state(found));
             }
             Command::Inventory(reply) => {
@@ -332,16 +365,10 @@ impl Keeper {
     }
 
     fn with_state<T>(&self, found: Option<T>) -> Answer<T> {
-        let watchers = self.leaving.iter().filter(|w| w.is_stuck(self.call_timeout)).count()
-            + self.watchers.iter().filter(|w| w.is_stuck(self.call_timeout)).count()
-            + self
-                .validations()
-                .filter(|v| v.is_stuck(self.slow_call_timeout))
-                .count();
         Answer {
             status: self.status.clone(),
             found,
-            stuck_calls: u32::try_from(self.stuck.len() + watchers).unwrap_or(u32::MAX),
+            stuck_calls: u32::try_from(self.stuck.len() + self.holders.stuck()).unwrap_or(u32::MAX),
         }
     }
 
@@ -357,41 +384,23 @@ impl Keeper {
         }
     }
 
-    fn validations(&self) -> impl Iterator<Item = &Validation> {
-        [&self.validation, &self.left_validation].into_iter().flatten()
-    }
-
     /// Time that one call may take. While a call that may take long is under way the driver may keep others waiting: that is no hang.
     fn patience(&self) -> Duration {
-        let slow = self.validations().filter_map(Validation::taking);
-        let left = slow.map(|taking| self.slow_call_timeout.saturating_sub(taking));
-        self.call_timeout + left.max().unwrap_or_default()
+        self.call_timeout + self.holders.slow_call_may_take()
     }
 
-    /// A round of checks, with what the last validation of the infoROMs has found so far.
+    /// A round of checks, without what takes long; `slow`: that is begun.
     async fn check(&mut self, slow: bool) -> Option<Round> {
-        let busy = self.validations().any(|v| !v.has_ended());
-        let (mut round, begun) = self
+        let begin = (slow && !self.holders.validate()).then(|| self.holders.clone());
+        let (round, begun) = self
             .read(move |session, clock| {
                 let round = session.checks(clock)?;
                 // After the readings, so that they do not wait for it.
-                Ok((round, (slow && !busy).then(|| Validation::start(session)).flatten()))
+                Ok((round, begin.and_then(|holders| Validation::start(session, &holders))))
             })
             .await?;
         if begun.is_some() {
             self.validation = begun;
-        }
-        let Some(validation) = &self.validation else {
-            return Some(round);
-        };
-        let stuck = validation.is_stuck(self.slow_call_timeout);
-        round.node.slow_pending = !validation.has_ended() && !stuck;
-        for gpu in &mut round.gpus {
-            match validation.of(&gpu.uuid) {
-                Some(inforom::Found::Valid(valid)) => gpu.inforom_valid = Some(valid),
-                Some(inforom::Found::Absent) => {}
-                Some(inforom::Found::Unclear) | None => gpu.unclear.push(inforom::CALL.into()),
-            }
         }
         Some(round)
     }
@@ -407,7 +416,7 @@ impl Keeper {
         let patience = self.patience();
         let worker = self.worker.as_ref()?;
         let asked = worker
-            .ask(patience, patience * 2, |session, clock| {
+            .ask(self.within(patience), self.within(patience * 2), |session, clock| {
                 session.as_mut().map(|session| read(session, clock))
             })
             .await;
@@ -429,13 +438,16 @@ impl Keeper {
 
     /// One step towards an open NVML, where it is not open and may be.
     async fn keep_open(&mut self) {
-        self.leaving.retain(|watcher| !watcher.has_ended());
-        let _ = self.left_validation.take_if(|v| v.has_ended());
         if self.let_go {
             return self.say_released();
         }
         match self.status.state {
-            NvmlState::Ready | NvmlState::Released | NvmlState::ReleaseBlocked => {}
+            NvmlState::Ready => {
+                if self.outdated && !self.is_held() {
+                    self.reopen("what held the library is gone").await;
+                }
+            }
+            NvmlState::Released | NvmlState::ReleaseBlocked => {}
             NvmlState::Hung => {
                 if Instant::now() >= self.try_at && (self.worker.is_some() || self.stuck.len() < pace::MAX_STUCK) {
                     let found = self.search.look();
@@ -480,19 +492,20 @@ impl Keeper {
         }
         let Some(worker) = &self.worker else { return };
         let start = Instant::now();
-        let (feed, news) = (self.feed.clone(), self.news.clone());
+        let (feed, news, holders) = (self.feed.clone(), self.news.clone(), self.holders.clone());
         // Before NVML looks: a change in between is one more reason to look.
-        self.bound = bound::functions(&self.sysfs);
+        let bound = bound::functions(&self.sysfs);
+        let is_held = self.is_held();
         // Initialising attaches every GPU, which without persistence mode takes a second each, in one call.
-        let allowed = self.patience() * 2;
+        let allowed = self.within(self.patience() * 2);
         let asked = worker
             .ask(allowed, allowed, move |slot, clock| {
                 clock.run("nvmlShutdown", || *slot = None);
                 let mut session = Session::open(&candidates, clock)?;
                 // "Ready" is a promise: the readings must come, too, before it is given (again).
                 session.sample(clock)?;
-                let bindings = system_events::watch(&session, clock, feed.clone(), news);
-                let faults = Watcher::start(&session, clock, feed).unwrap_or_else(|error| {
+                let bindings = system_events::watch(&session, clock, feed.clone(), news, &holders);
+                let faults = Watcher::start(&session, clock, feed, &holders).unwrap_or_else(|error| {
                     tracing::warn!(%error, "no events from this driver");
                     None
                 });
@@ -506,6 +519,13 @@ impl Keeper {
                 tracing::info!(library = %library.display(), "NVML is open");
                 self.retire_watchers();
                 self.watchers.extend(watchers.into_iter().flatten());
+                if is_held {
+                    // Initialised by an earlier worker, NVML lists the GPUs that there were then.
+                    self.outdated |= self.bound != bound;
+                } else {
+                    self.outdated = false;
+                    self.bound = bound;
+                }
                 self.hangs = 0;
                 self.set(NvmlState::Ready, "");
             }
@@ -550,16 +570,12 @@ impl Keeper {
         };
         let worker = self.stuck.swap_remove(at);
         tracing::info!(stuck = self.stuck.len(), "a stuck NVML call came back");
-        if self.let_go {
-            // What it has open is closed before anybody is told that nothing is.
-            return match close(&worker, self.call_timeout).await {
+        if self.let_go || self.worker.is_some() {
+            // What it has open is closed before anybody is told that nothing is, and that is a call like any other.
+            return match self.close_on(&worker).await {
                 Ok(()) | Err(NoAnswer::Crashed) => {}
                 Err(NoAnswer::Hung { .. }) => self.stuck.push(worker),
             };
-        }
-        if self.worker.is_some() {
-            // Its thread ends, and closes what it has open.
-            return;
         }
         self.worker = Some(worker);
         self.try_at = Instant::now();
@@ -567,11 +583,7 @@ impl Keeper {
 
     /// The threads that share the session's library are asked to let go of it.
     fn retire_watchers(&mut self) {
-        self.leaving.extend(self.watchers.drain(..).map(Watcher::stop));
-        if let Some(validation) = self.validation.take_if(|v| !v.has_ended()) {
-            validation.stop();
-            self.left_validation = Some(validation);
-        }
+        self.watchers.clear();
         // What was found is of GPUs that may be others when the driver is back.
         self.validation = None;
     }
@@ -580,7 +592,7 @@ impl Keeper {
     async fn close(&mut self) {
         self.retire_watchers();
         let Some(worker) = &self.worker else { return };
-        if let Err(no_answer) = close(worker, self.call_timeout).await {
+        if let Err(no_answer) = self.close_on(worker).await {
             self.lose_worker(no_answer);
         }
     }
@@ -590,6 +602,7 @@ impl Keeper {
         if let Err(error) = std::fs::write(&self.letting_go, "") {
             tracing::warn!(%error, "a probe that starts anew will take the driver again");
         }
+        self.signs.unwatch();
         self.close().await;
         self.holders_gone().await;
         self.say_released();
@@ -602,11 +615,8 @@ impl Keeper {
     /// Says whether anything of this process still holds the driver.
     fn say_released(&mut self) {
         let workers = self.stuck.iter().map(Worker::current_call);
-        let watchers = self.leaving.iter().map(Leaving::current_call);
-        let validations = self.validations().map(|_| Some("nvmlDeviceValidateInforom"));
         let held: Vec<&str> = workers
-            .chain(watchers)
-            .chain(validations)
+            .chain(self.holders.current_calls())
             .map(|call| call.unwrap_or("nvmlShutdown"))
             .collect();
         if held.is_empty() {
@@ -640,10 +650,11 @@ impl Keeper {
         }
         self.keep_open().await;
     }
-}
 
-/// Closes a thread's session, if it has one, within the deadline.
-async fn close(worker: &Worker, call_timeout: Duration) -> Result<(), NoAnswer> {
-    let shut = |slot: &mut Option<Session>, clock: &CallClock| clock.run("nvmlShutdown", || *slot = None);
-    worker.ask(call_timeout, call_timeout, shut).await
+    /// Closes a thread's session, if it has one, within the deadline.
+    async fn close_on(&self, worker: &Worker) -> Result<(), NoAnswer> {
+        let allowed = self.within(self.call_timeout);
+        let shut = |slot: &mut Option<Session>, clock: &CallClock| clock.run("nvmlShutdown", || *slot = None);
+        worker.ask(allowed, allowed, shut).await
+    }
 }

@@ -30,9 +30,9 @@ pub fn start(path: PathBuf, feed: Feed) {
         .stack_size(STACK)
         .spawn(move || {
             let mut said = None;
+            let mut seen = Seen::default();
             loop {
-                // What is in the log the second time was mostly told the first time.
-                let Err(error) = follow(&path, &feed, said.is_none());
+                let Err(error) = follow(&path, &feed, &mut seen);
                 if said.replace(error.kind()) != Some(error.kind()) {
                     tracing::warn!(path = %path.display(), %error, "the kernel log is not followed; it is tried again");
                 }
@@ -55,18 +55,13 @@ fn kernel_now() -> Duration {
     )
 }
 
-fn follow(path: &Path, feed: &Feed, tell_earlier: bool) -> Result<std::convert::Infallible, io::Error> {
+fn follow(path: &Path, feed: &Feed, seen: &mut Seen) -> Result<std::convert::Infallible, io::Error> {
     let mut log = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(path)?;
     tracing::info!(path = %path.display(), "the kernel log is followed");
-    let mut reader = Reader {
-        earlier: Some(Vec::new()),
-        tell_earlier,
-        lines: Lines::default(),
-        buffer: [0; LONGEST],
-    };
+    let mut reader = Reader::new(seen);
     loop {
         match reader.step(&mut log, feed)? {
             Step::Read => {}
@@ -76,11 +71,30 @@ fn follow(path: &Path, feed: &Feed, tell_earlier: bool) -> Result<std::convert::
     }
 }
 
+/// What is known of the log, however often it is opened.
+#[derive(Debug, Default)]
+struct Seen {
+    /// All that was in it before has been read and told once.
+    earlier: bool,
+    /// Number of the newest record that mattered.
+    last: Option<u64>,
+}
+
+/// How far a reader is in an open log, and so what a record is.
+#[derive(Debug)]
+enum Pass {
+    /// It was there before this process followed the log; those that matter are kept until all of it has been read.
+    Earlier(Vec<GpuEvent>),
+    /// The log was opened anew: there are records that were told, and newer ones.
+    Again,
+    /// It is new.
+    Live,
+}
+
 /// One pass through an open log.
-struct Reader {
-    /// What was in the log before, until all of it has been read.
-    earlier: Option<Vec<GpuEvent>>,
-    tell_earlier: bool,
+struct Reader<'a> {
+    seen: &'a mut Seen,
+    pass: Pass,
     lines: Lines,
     buffer: [u8; LONGEST],
 }
@@ -96,14 +110,27 @@ enum Step {
     MustWait,
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
+    fn new(seen: &'a mut Seen) -> Self {
+        let pass = match seen.earlier {
+            false => Pass::Earlier(Vec::new()),
+            true => Pass::Again,
+        };
+        Self {
+            seen,
+            pass,
+            lines: Lines::default(),
+            buffer: [0; LONGEST],
+        }
+    }
+
     fn step(&mut self, log: &mut impl io::Read, feed: &Feed) -> io::Result<Step> {
         let step = match log.read(&mut self.buffer) {
             Ok(0) => Step::AtEnd,
             Ok(read) => {
-                let earlier = &mut self.earlier;
+                let Self { seen, pass, .. } = self;
                 self.lines
-                    .push(&self.buffer[..read], |line| on_line(line, earlier, feed));
+                    .push(&self.buffer[..read], |line| on_line(line, seen, pass, feed));
                 return Ok(Step::Read);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::MustWait,
@@ -115,45 +142,54 @@ impl Reader {
             }
             Err(error) => return Err(error),
         };
-        tell_all(feed, &mut self.earlier, self.tell_earlier);
+        self.all_read(feed);
         Ok(step)
     }
-}
 
-fn on_line(line: &str, earlier: &mut Option<Vec<GpuEvent>>, feed: &Feed) {
-    let Some(record) = parse(line) else { return };
-    let now = kernel_now();
-    match (earlier, &record.line) {
-        (None, Line::DriverLoaded) => {}
-        (None, Line::Xid { .. }) => {
-            // It was read when it was written. Its own time says less: the log's clock and the one that can be read drift apart.
-            if let Some(event) = record.event(record.at, SOURCE_KERNEL_LOG) {
-                tracing::warn!(kind = ?event.kind, pci_address = event.pci_address, detail = event.detail, "GPU event");
+    /// What was in the log has been read; what comes from now on is new.
+    fn all_read(&mut self, feed: &Feed) {
+        self.seen.earlier = true;
+        if let Pass::Earlier(events) = std::mem::replace(&mut self.pass, Pass::Live) {
+            for event in events {
+                tracing::warn!(kind = ?event.kind, pci_address = event.pci_address, "GPU event before this process started");
                 feed.tell(Item::Event(event, Instant::now()));
             }
         }
+    }
+}
+
+fn on_line(line: &str, seen: &mut Seen, pass: &mut Pass, feed: &Feed) {
+    let Some(record) = parse(line) else { return };
+    let number = line.split(',').nth(1).and_then(|number| number.parse().ok());
+    let was_told = number <= seen.last;
+    seen.last = seen.last.max(number);
+    let tell = |age_from: Duration| {
+        if let Some(event) = record.event(age_from, SOURCE_KERNEL_LOG) {
+            tracing::warn!(kind = ?event.kind, pci_address = event.pci_address, detail = event.detail, "GPU event");
+            feed.tell(Item::Event(event, Instant::now()));
+        }
+    };
+    match (pass, &record.line) {
+        (Pass::Live | Pass::Again, Line::DriverLoaded) => {}
+        // It was read when it was written. Its own time says less: the log's clock and the one that can be read drift apart.
+        (Pass::Live, Line::Xid { .. }) => tell(record.at),
+        (Pass::Again, Line::Xid { .. }) if was_told => {}
+        // Written while nobody read.
+        (Pass::Again, Line::Xid { .. }) => tell(kernel_now()),
         // What was before has been reset.
-        (Some(events), Line::DriverLoaded) => events.clear(),
-        (Some(events), Line::Xid { .. }) => {
+        (Pass::Earlier(events), Line::DriverLoaded) => events.clear(),
+        (Pass::Earlier(events), Line::Xid { .. }) => {
             let matters = |event: &GpuEvent| match event.kind {
                 GpuEventKind::Xid(xid) => judge(xid, &event.detail, Part::default()).effect > Effect::Counted,
                 GpuEventKind::Other(_) => false,
             };
-            if let Some(event) = record.event(now, SOURCE_KERNEL_LOG_EARLIER).filter(matters) {
+            if let Some(event) = record.event(kernel_now(), SOURCE_KERNEL_LOG_EARLIER).filter(matters) {
                 if events.len() == MOST_EARLIER {
                     events.remove(0);
                 }
                 events.push(event);
             }
         }
-    }
-}
-
-/// What was in the log has been read; what comes from now on is new.
-fn tell_all(feed: &Feed, earlier: &mut Option<Vec<GpuEvent>>, tell: bool) {
-    for event in earlier.take().into_iter().flatten().filter(|_| tell) {
-        tracing::warn!(kind = ?event.kind, pci_address = event.pci_address, "GPU event before this process started");
-        feed.tell(Item::Event(event, Instant::now()));
     }
 }
 
@@ -189,73 +225,110 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_log_that_was_overwritten_is_read_on() {
-        let feed = Feed::new();
-        let mut reader = Reader {
-            earlier: Some(Vec::new()),
-            tell_earlier: true,
-            lines: Lines::default(),
-            buffer: [0; LONGEST],
-        };
-        let mut log = Log(std::collections::VecDeque::from([
-            Ok("4,1,1,-;NVRM: Xid (PCI:0000:3b:00): 95, x\n"),
-            Err(libc::EINTR),
-            Err(libc::EAGAIN),
-            Ok("4,2,2,-;NVRM: Xid (PCI:0000:3b:00): 62, x\n"),
-            Err(libc::EPIPE),
-            Ok("4,900,3,-;NVRM: Xid (PCI:0000:3b:00): 79, x\n"),
-            Err(libc::EAGAIN),
-            Err(libc::EACCES),
-        ]));
-        let steps: Vec<_> = (0..7).map(|_| reader.step(&mut log, &feed).unwrap()).collect();
-        use Step::{MustWait, Read};
-        assert_eq!(steps, [Read, Read, MustWait, Read, Read, Read, MustWait]);
-        assert!(reader.step(&mut log, &feed).is_err());
-        let told: Vec<_> = feed
-            .listen()
-            .0
-            .into_iter()
+    /// XIDs that were told, where from, and whether they are as new as can be.
+    fn told(feed: &Feed) -> Vec<(u64, String, bool)> {
+        let items = feed.listen().0.into_iter();
+        items
             .map(|item| match item {
-                Item::Event(event, _) => (event.kind, event.source, event.age.is_zero()),
+                Item::Event(event, _) => match event.kind {
+                    GpuEventKind::Xid(xid) => (xid, event.source, event.age.is_zero()),
+                    GpuEventKind::Other(name) => panic!("{name}"),
+                },
                 Item::State(status) => panic!("{status:?}"),
             })
-            .collect();
-        let live = |xid| (GpuEventKind::Xid(xid), "kmsg".to_owned(), true);
-        assert_eq!(told[1..], [live(62), live(79)], "as old as when they were read");
-        assert_eq!(told[0], (GpuEventKind::Xid(95), "kmsg-earlier".to_owned(), false));
+            .collect()
+    }
+
+    fn live(xid: u64) -> (u64, String, bool) {
+        (xid, "kmsg".into(), true)
+    }
+
+    fn earlier(xid: u64) -> (u64, String, bool) {
+        (xid, "kmsg-earlier".into(), false)
+    }
+
+    const XID_95: &str = "4,1,1,-;NVRM: Xid (PCI:0000:3b:00): 95, x\n";
+    const XID_62: &str = "4,2,2,-;NVRM: Xid (PCI:0000:3b:00): 62, x\n";
+    const XID_79: &str = "4,900,3,-;NVRM: Xid (PCI:0000:3b:00): 79, x\n";
+
+    /// Reads until the log fails.
+    fn read<const N: usize>(answers: [Result<&'static str, i32>; N], seen: &mut Seen, feed: &Feed) -> Vec<Step> {
+        let mut log = Log(answers.into());
+        let mut reader = Reader::new(seen);
+        std::iter::from_fn(|| reader.step(&mut log, feed).ok()).collect()
+    }
+
+    #[test]
+    fn a_log_that_was_overwritten_is_read_on() {
+        let (feed, mut seen) = (Feed::new(), Seen::default());
+        let answers = [
+            Ok(XID_95),
+            Err(libc::EINTR),
+            Err(libc::EAGAIN),
+            Ok(XID_62),
+            Err(libc::EPIPE),
+            Ok(XID_79),
+            Err(libc::EAGAIN),
+            Err(libc::EACCES),
+        ];
+        use Step::{MustWait, Read};
+        let steps = read(answers, &mut seen, &feed);
+        assert_eq!(steps, [Read, Read, MustWait, Read, Read, Read, MustWait]);
+        assert_eq!(told(&feed), [earlier(95), live(62), live(79)]);
+    }
+
+    #[test]
+    fn a_log_that_fails_is_read_again_and_each_xid_is_told_once() {
+        let (feed, mut seen) = (Feed::new(), Seen::default());
+        read([Ok(XID_95), Err(libc::EACCES)], &mut seen, &feed);
+        assert_eq!(told(&feed), [], "not all of it is known");
+        let answers = [Ok(XID_95), Err(libc::EAGAIN), Ok(XID_62), Err(libc::EACCES)];
+        read(answers, &mut seen, &feed);
+        assert_eq!(told(&feed), [earlier(95), live(62)]);
+        // Opened anew, it begins with its oldest record.
+        let answers = [Ok(XID_95), Ok(XID_62), Ok(XID_79), Err(libc::EAGAIN), Err(libc::EACCES)];
+        read(answers, &mut seen, &feed);
+        assert_eq!(told(&feed), [(79, "kmsg".into(), false)], "as old as it is");
+    }
+
+    #[test]
+    fn a_log_that_comes_late_is_read_as_one_that_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kmsg");
+        let feed = Feed::new();
+        start(path.clone(), feed.clone());
+        // Past the first try to open it.
+        std::thread::sleep(AGAIN / 2);
+        let partial = dir.path().join("partial");
+        std::fs::write(&partial, XID_95).unwrap();
+        std::fs::rename(partial, path).unwrap();
+        let start = Instant::now();
+        loop {
+            let told = told(&feed);
+            if !told.is_empty() {
+                assert_eq!(told, [earlier(95)]);
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(LOOK);
+        }
     }
 
     #[test]
     fn what_was_before_the_driver_was_loaded_is_over() {
-        let feed = Feed::new();
-        let mut earlier = Some(Vec::new());
-        let xid = |n: u64| format!("4,1,1,-;NVRM: Xid (PCI:0000:3b:00): {n}, x");
-        for line in [
-            xid(95),
-            "5,2,2,-;NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.163.01".into(),
-            xid(13),
-            xid(79),
-        ] {
-            on_line(&line, &mut earlier, &feed);
-        }
-        tell_all(&feed, &mut earlier, true);
-        on_line(&xid(48), &mut earlier, &feed);
-        let told: Vec<_> = feed
-            .listen()
-            .0
-            .into_iter()
-            .map(|item| match item {
-                Item::Event(event, _) => (event.kind, event.source),
-                Item::State(status) => panic!("{status:?}"),
-            })
-            .collect();
-        assert_eq!(
-            told,
-            [
-                (GpuEventKind::Xid(79), "kmsg-earlier".to_owned()),
-                (GpuEventKind::Xid(48), "kmsg".to_owned())
-            ]
-        );
+        let (feed, mut seen) = (Feed::new(), Seen::default());
+        let xid_13 = "4,3,3,-;NVRM: Xid (PCI:0000:3b:00): 13, x\n";
+        let loaded = "5,2,2,-;NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.163.01\n";
+        let answers = [
+            Ok(XID_95),
+            Ok(loaded),
+            Ok(xid_13),
+            Ok(XID_79),
+            Err(libc::EAGAIN),
+            Ok(XID_62),
+            Err(libc::EACCES),
+        ];
+        read(answers, &mut seen, &feed);
+        assert_eq!(told(&feed), [earlier(79), live(62)]);
     }
 }

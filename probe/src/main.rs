@@ -21,6 +21,7 @@ mod args;
 mod bound;
 mod fabric_manager;
 mod feed;
+mod holders;
 mod inforom;
 mod keeper;
 mod kernel_log;

@@ -2,8 +2,17 @@
 
 use std::time::Duration;
 
+use berth_core::freshness;
+
 /// Threads that may be left behind in stuck calls. A third would find the same lock.
 pub const MAX_STUCK: usize = 2;
+/// One step of the keeper, a command or a try, is over within this, although its calls may have to wait for one that takes the driver long: past
+/// it the driver hangs. The agent waits a little longer (see its `probe`), and what it asks next waits for the step as well.
+pub const STEP: Duration = Duration::from_secs(20);
+const _: () = assert!(
+    STEP.as_secs() == 4 * freshness::NVML_CALL.as_secs(),
+    "the agent's deadline is made for four calls"
+);
 /// Look at the file system for a driver this often where nothing tells of one. With the try itself, labels follow a new driver within half a
 /// second.
 pub const LOOK: Duration = Duration::from_millis(200);

@@ -26,7 +26,10 @@ pub enum Sign {
 #[derive(Debug)]
 pub struct Signs {
     kernel: Option<AsyncFd<OwnedFd>>,
+    /// While folders are watched.
     files: Option<AsyncFd<OwnedFd>>,
+    /// That they cannot be was said.
+    no_files: bool,
     mounts: Option<AsyncFd<File>>,
 }
 
@@ -36,14 +39,24 @@ impl Signs {
         let told = |what: &str, why: io::Error| tracing::warn!(%why, "no {what}: a driver is looked for more often");
         Self {
             kernel: uevents().map_err(|why| told("events from the kernel", why)).ok(),
-            files: files().map_err(|why| told("inotify", why)).ok(),
+            files: None,
+            no_files: false,
             mounts: mounts().map_err(|why| told("word of mounts", why)).ok(),
         }
     }
 
     /// Watches folders for files, `devices` for device nodes (everybody writes to some of these). `false`: not all of it can be watched, so
     /// that files may come unseen.
-    pub fn watch(&self, folders: impl IntoIterator<Item = PathBuf>, devices: &str) -> bool {
+    pub fn watch(&mut self, folders: impl IntoIterator<Item = PathBuf>, devices: &str) -> bool {
+        if self.files.is_none() {
+            match files() {
+                Ok(files) => self.files = Some(files),
+                Err(why) if !std::mem::replace(&mut self.no_files, true) => {
+                    tracing::warn!(%why, "no inotify: a driver is looked for more often");
+                }
+                Err(_) => {}
+            }
+        }
         let Some(files) = &self.files else { return false };
         let nodes = WatchFlags::CREATE | WatchFlags::DELETE;
         let content = nodes | WatchFlags::MOVE | WatchFlags::CLOSE_WRITE;
@@ -54,6 +67,11 @@ impl Signs {
         };
         let watched: Vec<bool> = folders.into_iter().map(|folder| add(&folder, content)).collect();
         add(&devices.into(), nodes) & watched.into_iter().all(|watched| watched) & self.mounts.is_some()
+    }
+
+    /// Watches no folder any more: whoever takes the driver's folders away finds nothing of this process in them.
+    pub fn unwatch(&mut self) {
+        self.files = None;
     }
 
     /// Waits for the next sign; `files`: those count, too.
@@ -167,7 +185,7 @@ mod tests {
         }
         std::fs::write(devices.join("null"), "").unwrap();
         // Mounts of this machine would be signs as well.
-        let signs = Signs {
+        let mut signs = Signs {
             kernel: None,
             mounts: None,
             ..Signs::new()

@@ -16,8 +16,9 @@ use nvml_wrapper_sys::bindings::{
 use tokio::sync::mpsc;
 
 use crate::feed::{Feed, Item};
+use crate::holders::{Holder, Holders, WAIT};
 use crate::session::{Session, raw};
-use crate::watcher::{Shared, WAIT, Watcher};
+use crate::watcher::Watcher;
 use crate::worker::CallClock;
 
 const UNBIND: u64 = nvmlSystemEventTypeGpuDriverUnbind as u64;
@@ -43,7 +44,13 @@ unsafe impl Send for Watch {}
 
 /// Registers, and starts a thread that tells `feed` which GPU it was and `news` that there is something to read. `None`: this driver has no
 /// such events, as older ones.
-pub fn watch(session: &Session, clock: &CallClock, feed: Feed, news: mpsc::Sender<()>) -> Option<Watcher> {
+pub fn watch(
+    session: &Session,
+    clock: &CallClock,
+    feed: Feed,
+    news: mpsc::Sender<()>,
+    holders: &Holders,
+) -> Option<Watcher> {
     let watch = match Watch::register(Arc::clone(&session.nvml), clock) {
         Ok(watch) => watch,
         Err(error) => {
@@ -51,7 +58,7 @@ pub fn watch(session: &Session, clock: &CallClock, feed: Feed, news: mpsc::Sende
             return None;
         }
     };
-    Watcher::spawn("nvml-system", move |me| watch.run(me, &feed, &news))
+    Watcher::spawn("nvml-system", holders, move |me| watch.run(me, &feed, &news))
 }
 
 impl Watch {
@@ -76,7 +83,7 @@ impl Watch {
         }
     }
 
-    fn run(self, me: &Shared, feed: &Feed, news: &mpsc::Sender<()>) {
+    fn run(self, me: &Holder, feed: &Feed, news: &mpsc::Sender<()>) {
         let mut failed = 0;
         while !me.is_stopped() && failed < FAILED_WAITS {
             match self.wait(&me.clock) {

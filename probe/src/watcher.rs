@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{Gpu, GpuEvent, GpuEventKind, MigInstance, NvmlState, NvmlStatus, SOURCE_NVML};
@@ -14,11 +13,10 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t};
 
 use crate::feed::{Feed, Item};
+use crate::holders::{Holder, Holders, WAIT, Work};
 use crate::session::{Session, raw};
-use crate::worker::{CallClock, STACK};
+use crate::worker::CallClock;
 
-/// One wait. An event ends it at once; without any it bounds how long giving up the driver takes, and so how soon a GPU that was bound is seen.
-pub const WAIT: Duration = Duration::from_millis(250);
 /// Pause after a wait that failed at once.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -27,16 +25,7 @@ const NO_INSTANCE: u32 = u32::MAX;
 
 /// The near end of a watching thread. Dropping it asks the thread to end, which it does after its current wait.
 #[derive(Debug)]
-pub struct Watcher(Arc<Shared>);
-
-/// What both ends of a watching thread see.
-#[derive(Debug, Default)]
-pub struct Shared {
-    stop: AtomicBool,
-    ended: AtomicBool,
-    /// The clock of the thread's calls.
-    pub clock: CallClock,
-}
+pub struct Watcher(Arc<Holder>);
 
 /// An event set with all that its thread needs.
 struct Watch {
@@ -104,7 +93,12 @@ unsafe impl Send for Watch {}
 
 impl Watcher {
     /// Registers for the events of every GPU that has any, and starts a thread that tells them to `feed`. `None`: there is nothing to wait for.
-    pub fn start(session: &Session, clock: &CallClock, feed: Feed) -> Result<Option<Self>, NvmlError> {
+    pub fn start(
+        session: &Session,
+        clock: &CallClock,
+        feed: Feed,
+        holders: &Holders,
+    ) -> Result<Option<Self>, NvmlError> {
         let gpus = session
             .handles()
             .map(|(handle, gpu)| (handle.addr(), Source::new(handle, gpu)))
@@ -116,82 +110,23 @@ impl Watcher {
             watch.free(clock);
             return Ok(None);
         }
-        Ok(Self::spawn("nvml-events", move |me| watch.run(me, &feed)))
+        Ok(Self::spawn("nvml-events", holders, move |me| watch.run(me, &feed)))
     }
 
-    /// Starts a thread that waits for events in `run` until it is asked to end. When `run` is over, the thread holds nothing of the library.
-    pub fn spawn(name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> Option<Self> {
-        let watcher = Self(Arc::default());
-        let theirs = Arc::clone(&watcher.0);
-        let started = std::thread::Builder::new()
-            .name(name.into())
-            .stack_size(STACK)
-            .spawn(move || {
-                run(&theirs);
-                theirs.ended.store(true, Ordering::SeqCst);
-            });
-        match started {
-            Ok(_) => Some(watcher),
-            Err(error) => {
-                tracing::error!(%error, name, "no thread to wait for events");
-                None
-            }
-        }
-    }
-
-    /// Whether its current call has passed its deadline.
-    pub fn is_stuck(&self, call_timeout: Duration) -> bool {
-        self.0.is_stuck(call_timeout)
-    }
-
-    /// Asks the thread to end, and keeps the means to see whether it has.
-    pub fn stop(self) -> Leaving {
-        Leaving(Arc::clone(&self.0))
+    /// Starts a thread that waits for events in `run` until it is asked to end.
+    pub fn spawn(name: &str, holders: &Holders, run: impl FnOnce(&Holder) + Send + 'static) -> Option<Self> {
+        holders.spawn(name, Work::Events, run).map(Self)
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::SeqCst);
-    }
-}
-
-/// A watching thread that was asked to end.
-#[derive(Debug)]
-pub struct Leaving(Arc<Shared>);
-
-impl Leaving {
-    /// Whether the thread has let go of the library.
-    pub fn has_ended(&self) -> bool {
-        self.0.ended.load(Ordering::SeqCst)
-    }
-
-    /// Name of the call that it is in.
-    pub fn current_call(&self) -> Option<&'static str> {
-        self.0.clock.current().map(|(call, _)| call)
-    }
-
-    /// Whether its current call has passed its deadline.
-    pub fn is_stuck(&self, call_timeout: Duration) -> bool {
-        self.0.is_stuck(call_timeout)
-    }
-}
-
-impl Shared {
-    /// Whether the thread is asked to end.
-    pub fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
-    }
-
-    fn is_stuck(&self, call_timeout: Duration) -> bool {
-        self.clock
-            .current()
-            .is_some_and(|(_, since)| since.elapsed() > call_timeout + WAIT)
+        self.0.stop();
     }
 }
 
 impl Watch {
-    fn run(mut self, me: &Shared, feed: &Feed) {
+    fn run(mut self, me: &Holder, feed: &Feed) {
         let mut failed = 0;
         while !me.is_stopped() {
             let mut data = nvmlEventData_t {

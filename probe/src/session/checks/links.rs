@@ -30,12 +30,17 @@ pub(super) fn read(asked: &mut Asked<'_>, on_fabric: bool, checks: &mut GpuCheck
     checks.recovery_action = next().and_then(|n| u32::try_from(n).ok());
     checks.nvlink_crc_errors = next();
     checks.nvlink_recoveries = next();
-    // Of a link that is down there may be no count.
-    checks.nvlink_failed_recoveries = values.flatten().reduce(u64::saturating_add);
+    checks.nvlink_failed_recoveries = sum(values);
     if on_fabric {
         checks.fabric = fabric(asked)?;
     }
     Ok(())
+}
+
+/// `None`: no link, or one without a count, as a link that is down may be: when it comes back, its old count would look like growth.
+fn sum(mut counts: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    let first = counts.next()??;
+    counts.try_fold(first, |sum, count| Some(sum.saturating_add(count?)))
 }
 
 #[derive(Clone, Copy)]
@@ -106,4 +111,24 @@ fn fabric(asked: &mut Asked<'_>) -> Result<Option<FabricHealth>, Stop> {
         health_mask: Some(info.healthMask),
         health_summary: None,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_is_one_of_all_links() {
+        for (counts, expected) in [
+            (&[Some(2), Some(3)][..], Some(5)),
+            (&[Some(0)], Some(0)),
+            (&[Some(2), None], None),
+            (&[None, Some(3)], None),
+            (&[None, None], None),
+            (&[Some(u64::MAX), Some(1)], Some(u64::MAX)),
+            (&[], None),
+        ] {
+            assert_eq!(sum(counts.iter().copied()), expected, "{counts:?}");
+        }
+    }
 }
