@@ -408,9 +408,20 @@ async fn a_gpu_that_is_reset_while_its_driver_stays_is_verified() {
         gpu.recovery_action = Some(1);
         gpu.checks.ecc_uncorrected_volatile = Some(1);
         gpu.push_xid(48);
+        // That it is seen says that the counters were read.
+        state.gpus[0].checks.persistence_mode = Some(false);
     });
+    let canary = state.gpus[0].uuid.clone();
     watch
-        .until("double bit", is(GpuState::Unhealthy, "DoubleBitError"))
+        .until("double bit, and a round of checks", |health| {
+            let read = seen(health)
+                .get(&canary)
+                .is_some_and(|(_, r)| r == "PersistenceModeOff");
+            match read {
+                true => is(GpuState::Unhealthy, "DoubleBitError")(health),
+                false => "the counters were not read".into(),
+            }
+        })
         .await;
     // The driver withdraws its advice: that alone proves nothing.
     node.edit(|state| {
