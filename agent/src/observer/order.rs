@@ -140,7 +140,7 @@ async fn a_gpu_that_vanished_is_missing_once_sysfs_was_scanned() {
 }
 
 #[tokio::test]
-async fn a_card_that_was_removed_on_purpose_is_no_fault_at_any_time() {
+async fn a_card_that_was_torn_out_is_missing_once_nvml_was_asked() {
     let healthy = || (GpuState::Healthy, String::new());
     let observer = observer();
     observer.scanned(&[NVIDIA, NVIDIA], observer.picture.now());
@@ -158,7 +158,9 @@ async fn a_card_that_was_removed_on_purpose_is_no_fault_at_any_time() {
     observer.scanned(&[NVIDIA], observer.picture.now());
     assert_eq!(observer.verdicts(), [healthy(), healthy()], "not before NVML was asked");
     observer.list(1);
-    assert_eq!(observer.verdicts(), [healthy(), healthy()]);
     observer.scanned(&[NVIDIA], observer.picture.now());
-    assert_eq!(observer.verdicts(), [healthy()]);
+    assert_eq!(
+        observer.verdicts(),
+        [healthy(), (GpuState::Unhealthy, "GpuMissing".into())]
+    );
 }

@@ -453,9 +453,10 @@ impl Watched {
             .is_some_and(|f| f.is_none_or(|f| f.driver.as_deref() != Some("nvidia")))
     }
 
-    /// Whether its function has another driver or none (passthrough), or is gone after its driver had let go of it (an orderly removal).
+    /// Whether its function has another driver or none (passthrough), or is gone after it was seen so (an orderly removal). A card that is torn
+    /// out is unbound as well, and missed.
     fn was_taken_away(&self, facts: &NodeFacts) -> bool {
-        self.is_let_go(facts) && (self.unbound || self.held == Some(false))
+        self.is_let_go(facts) && self.held == Some(false)
     }
 
     /// Something is proven. After a reset, counters start anew, and what was seen of the GPU before says nothing of it.

@@ -290,8 +290,9 @@ fn an_orderly_removal_is_no_missing_gpu() {
     let unbound = binding("DriverUnbound", 1);
     for (what, seen_let_go, told, gpus) in [
         ("it vanished", false, None, 2),
-        ("unbound before", false, Some(true), 1),
-        ("told of late", false, Some(false), 1),
+        // A card that is torn out is unbound, too.
+        ("torn out, unbound before", false, Some(true), 2),
+        ("torn out, told of late", false, Some(false), 2),
         ("last seen without a driver", true, None, 1),
     ] {
         let mut tracker = ready();
