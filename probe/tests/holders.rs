@@ -1,31 +1,26 @@
 //! The real process with threads that hold the driver's library longer than anybody waits for them.
 #![allow(clippy::unwrap_used)]
 
+mod process;
+
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
 use berth_proto::probe::v1::probe_client::ProbeClient;
 use berth_proto::v1::NvmlState;
-use hyper_util::rt::TokioIo;
 use nvidia_ml::library;
 use nvidia_ml::state::{Binding, CALLS_ENV, Effect, Fault, STATE_ENV, State};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use process::{built_library, client};
+use tonic::transport::Channel;
 
 /// Far beyond anything expected; only a broken probe waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const INFOROM: &str = "nvmlDeviceValidateInforom";
-
-fn built_library() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| library::build().unwrap())
-}
 
 struct Node {
     dir: tempfile::TempDir,
@@ -35,8 +30,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        process::end(&mut self.child);
     }
 }
 
@@ -70,15 +64,10 @@ impl Node {
             .env(CALLS_ENV, at("calls"))
             .spawn()
             .unwrap();
-        let channel =
-            Endpoint::from_static("http://probe").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }));
         Self {
             dir,
             child,
-            client: ProbeClient::new(channel),
+            client: client(socket),
         }
     }
 

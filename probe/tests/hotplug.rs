@@ -1,32 +1,26 @@
 //! The real process while the driver takes GPUs and lets go of them, on a driver that lists its GPUs once, as real ones do.
 #![allow(clippy::unwrap_used)]
 
+mod process;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
 use berth_proto::probe::v1::probe_client::ProbeClient;
 use berth_proto::v1::{NvmlState, gpu_event};
-use hyper_util::rt::TokioIo;
-use nvidia_ml::library;
 use nvidia_ml::state::{Binding, Effect, Fault, STATE_ENV, State, code};
+use process::{built_library, client};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 
 /// Far beyond anything expected; only a broken probe waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 const FIRST: &str = "0000:10:00.0";
 const SECOND: &str = "0000:11:00.0";
-
-fn built_library() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| library::build().unwrap())
-}
 
 struct Node {
     dir: tempfile::TempDir,
@@ -36,8 +30,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        process::end(&mut self.child);
     }
 }
 
@@ -61,15 +54,10 @@ impl Node {
             .env(STATE_ENV, dir.path().join("nvml.json"))
             .spawn()
             .unwrap();
-        let channel =
-            Endpoint::from_static("http://probe").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }));
         let mut node = Self {
             dir,
             child,
-            client: ProbeClient::new(channel),
+            client: client(socket),
         };
         node.until(1).await;
         node

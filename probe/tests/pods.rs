@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod kubelet;
+mod process;
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use berth_proto::podresources::v1 as podresources;
@@ -15,22 +15,15 @@ use berth_proto::probe::v1::LaneState;
 use berth_proto::probe::v1::held_device::Device;
 use berth_proto::probe::v1::probe_client::ProbeClient;
 use berth_proto::v1::NvmlState;
-use hyper_util::rt::TokioIo;
 use kubelet::{Kubelet, Says, devices, pod};
-use nvidia_ml::library;
 use nvidia_ml::state::{Process, STATE_ENV, State};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use process::{built_library, connect};
+use tonic::transport::Channel;
 
 /// Far beyond anything expected; only a broken probe waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const GPU: &str = "nvidia.com/gpu";
 const UID: &str = "3f6b1c1e-7a4d-4c55-9f0e-2b8a4d1c9e77";
-
-fn built_library() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| library::build().unwrap())
-}
 
 /// A machine with one GPU and its probe.
 struct Node {
@@ -41,8 +34,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        process::end(&mut self.child);
     }
 }
 
@@ -63,7 +55,7 @@ impl Node {
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        let client = connect(socket).await;
+        let client = connect(socket, PATIENCE).await;
         let mut node = Self { dir, child, client };
         let start = Instant::now();
         while node.sample().await.state() != NvmlState::Ready {
@@ -100,24 +92,6 @@ impl Node {
         State::read(&self.path().join("nvml.json")).unwrap().gpus[0]
             .uuid
             .clone()
-    }
-}
-
-async fn connect(socket: PathBuf) -> ProbeClient<Channel> {
-    let start = Instant::now();
-    loop {
-        let socket = socket.clone();
-        let connected = Endpoint::from_static("http://probe")
-            .connect_with_connector(tower::service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }))
-            .await;
-        match connected {
-            Ok(channel) => return ProbeClient::new(channel),
-            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

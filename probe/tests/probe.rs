@@ -1,29 +1,24 @@
 //! The real process on a fake driver: everything a node can do to NVML, seen through the socket.
 #![allow(clippy::unwrap_used)]
 
+mod process;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::events_reply::Body;
 use berth_proto::probe::v1::probe_client::ProbeClient;
 use berth_proto::v1::{self, NvmlState};
-use hyper_util::rt::TokioIo;
 use nvidia_ml::library;
 use nvidia_ml::state::{EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG, Effect, EventKind, Fault, STATE_ENV, State, code};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use process::{built_library, connect};
+use tonic::transport::Channel;
 
 const CALL_TIMEOUT: Duration = Duration::from_millis(300);
 /// Far beyond anything expected; only a broken probe waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn built_library() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| library::build().unwrap())
-}
 
 /// A node: its file system root, its driver's state, and the probe.
 struct Node {
@@ -34,8 +29,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        process::end(&mut self.child);
     }
 }
 
@@ -65,7 +59,7 @@ impl Node {
         // A socket that an earlier process left must not be in the way.
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         let child = Self::spawn(dir.path());
-        let client = connect(socket).await;
+        let client = connect(socket, PATIENCE).await;
         Self { dir, child, client }
     }
 
@@ -152,7 +146,7 @@ impl Node {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         self.child = Self::spawn(self.dir.path());
-        self.client = connect(self.dir.path().join("probe.sock")).await;
+        self.client = connect(self.dir.path().join("probe.sock"), PATIENCE).await;
     }
 
     fn threads(&self) -> usize {
@@ -163,24 +157,6 @@ impl Node {
 
     async fn events(&mut self) -> tonic::Streaming<wire::EventsReply> {
         self.client.events(wire::EventsRequest {}).await.unwrap().into_inner()
-    }
-}
-
-async fn connect(socket: PathBuf) -> ProbeClient<Channel> {
-    let start = Instant::now();
-    loop {
-        let socket = socket.clone();
-        let connected = Endpoint::from_static("http://probe")
-            .connect_with_connector(tower::service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }))
-            .await;
-        match connected {
-            Ok(channel) => return ProbeClient::new(channel),
-            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -1,30 +1,23 @@
 //! Readings that are differences between two samples, and what all readings cost: the real process on a fake driver that counts its calls.
 #![allow(clippy::unwrap_used)]
 
+mod process;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use berth_proto::probe::v1 as wire;
 use berth_proto::probe::v1::probe_client::ProbeClient;
 use berth_proto::v1::{GpuSample, NvmlState};
-use hyper_util::rt::TokioIo;
-use nvidia_ml::library;
 use nvidia_ml::state::{Activity, CALLS_ENV, EVENT_MIG_CONFIG, Effect, EventKind, Fault, STATE_ENV, State, code};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use process::{built_library, connect};
+use tonic::transport::Channel;
 
 /// Far beyond anything expected; only a broken probe waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Beyond what two samples of GPM have to be apart.
 const APART: Duration = Duration::from_millis(150);
-
-fn built_library() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| library::build().unwrap())
-}
 
 struct Node {
     dir: tempfile::TempDir,
@@ -34,8 +27,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        process::end(&mut self.child);
     }
 }
 
@@ -53,7 +45,7 @@ impl Node {
             .env(CALLS_ENV, dir.path().join("calls"))
             .spawn()
             .unwrap();
-        let client = connect(socket).await;
+        let client = connect(socket, PATIENCE).await;
         let mut node = Self { dir, child, client };
         let start = Instant::now();
         while node.sample().await.state() != NvmlState::Ready {
@@ -109,24 +101,6 @@ impl Node {
 
     fn called(&self, function: &str) -> usize {
         self.calls().get(function).copied().unwrap_or(0)
-    }
-}
-
-async fn connect(socket: PathBuf) -> ProbeClient<Channel> {
-    let start = Instant::now();
-    loop {
-        let socket = socket.clone();
-        let connected = Endpoint::from_static("http://probe")
-            .connect_with_connector(tower::service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }))
-            .await;
-        match connected {
-            Ok(channel) => return ProbeClient::new(channel),
-            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
