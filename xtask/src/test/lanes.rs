@@ -21,6 +21,9 @@ const LONG: [&str; 6] = [
     "modeldeployment",
 ];
 
+/// Lines of a program's output that are shown again where it does not say which test failed.
+const TAIL: usize = 30;
+
 /// A test program that cargo has built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -59,7 +62,8 @@ pub fn programs(messages: &str) -> anyhow::Result<Vec<Program>> {
     Ok(found)
 }
 
-/// Runs them all, `with` what a command needs; the output of each is printed whole when it ends. Those that failed are the error.
+/// Runs them all, `with` what a command needs; the output of each is printed whole when it ends. Those that failed are the error, and what
+/// they say of their failures is printed once more at the end, where whoever sees only the tail of a long log finds it.
 pub fn run(programs: Vec<Program>, with: impl Fn(&mut Command) + Sync) -> anyhow::Result<()> {
     let waiting = Mutex::new(VecDeque::from(programs));
     let failed = Mutex::new(Vec::new());
@@ -70,18 +74,22 @@ pub fn run(programs: Vec<Program>, with: impl Fn(&mut Command) + Sync) -> anyhow
                     let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(program) = next else { return };
                     if let Err(error) = run_one(&program, &with) {
-                        say!("{error:#}");
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(program.name);
+                        let entry = (program.name, format!("{error:#}"));
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
                     }
                 }
             });
         }
     });
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+    if failed.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    for (_, said) in &failed {
+        say!("\n── {said}");
+    }
+    let names: Vec<_> = failed.into_iter().map(|(name, _)| name).collect();
+    bail!("failed: {}", names.join(", "));
 }
 
 fn run_one(program: &Program, with: &impl Fn(&mut Command)) -> anyhow::Result<()> {
@@ -92,17 +100,31 @@ fn run_one(program: &Program, with: &impl Fn(&mut Command)) -> anyhow::Result<()
     let output = command
         .output()
         .with_context(|| format!("cannot run {}", program.path.display()))?;
-    say!(
-        "\n── {} ({:.0} s)\n{}{}",
-        program.name,
-        started.elapsed().as_secs_f32(),
+    let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
+        String::from_utf8_lossy(&output.stderr),
+    );
+    say!(
+        "\n── {} ({:.0} s)\n{stdout}{stderr}",
+        program.name,
+        started.elapsed().as_secs_f32()
     );
     if !output.status.success() {
-        bail!("{}: {}", program.name, output.status);
+        bail!("{}: {}\n{}", program.name, output.status, failures(&stdout, &stderr));
     }
     Ok(())
+}
+
+/// What a test program says of the tests that failed; without such a section, how its output ends.
+fn failures<'a>(stdout: &'a str, stderr: &'a str) -> &'a str {
+    match stdout.find("\nfailures:\n") {
+        Some(start) => &stdout[start + 1..],
+        None => {
+            let output = if stderr.trim().is_empty() { stdout } else { stderr };
+            let start = output.rmatch_indices('\n').nth(TAIL).map_or(0, |(at, _)| at + 1);
+            &output[start..]
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +158,17 @@ mod tests {
         for messages in ["", other] {
             assert!(programs(messages).is_err(), "{messages}");
         }
+    }
+
+    #[test]
+    fn failures_are_what_the_program_says_or_how_it_ends() {
+        let said = "test a ... ok\n\nfailures:\n\n---- b ----\nwhy\n\nfailures:\n    b\n";
+        assert_eq!(failures(said, "log"), &said[said.find("failures").unwrap()..]);
+        let log: String = (0..TAIL + 5).map(|n| format!("{n}\n")).collect();
+        let shown = failures("test a ... ok", &log);
+        assert_eq!(shown.lines().count(), TAIL);
+        assert!(shown.starts_with("5\n"), "{shown}");
+        assert_eq!(failures("only this", ""), "only this");
     }
 
     #[test]
