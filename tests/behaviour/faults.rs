@@ -1,4 +1,5 @@
-//! Every call of the controller about an object fails once, each in a run of its own: what comes of an object is the same as without.
+//! Every call of the controller about an object fails once, each in a run of its own: what comes of an object is the same as without, and
+//! nothing is left of it when it is deleted.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use berth_tests::{Fixture, Suite, eventually};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
 
@@ -170,7 +171,7 @@ struct Run {
 }
 
 impl Bench {
-    /// Makes and changes the object in a namespace of its own, and waits until it has come to the ends that are wanted.
+    /// Makes, changes and deletes the object in a namespace of its own, and waits each time until it has come to the end that is wanted.
     async fn run(&self, fault: Option<(usize, Fault)>, want: Option<&[Value; 2]>) -> anyhow::Result<Run> {
         let ns = self.f.namespace("faults").await?;
         self.faults.expect(&ns, fault);
@@ -183,6 +184,8 @@ impl Bench {
         api.patch("it", &PatchParams::default(), &Patch::Merge(&self.scenario.edit))
             .await?;
         let changed = self.end(&ns, fault, want.map(|ends| &ends[1])).await?;
+        api.delete("it", &DeleteParams::default()).await?;
+        self.gone(&ns, fault).await?;
         let round = self.faults.round(&ns);
         Ok(Run {
             ends: [made, changed],
@@ -234,6 +237,21 @@ impl Bench {
         })
         .await;
         end.with_context(|| format!("{fault:?} of {:#?}", self.faults.round(ns).calls))
+    }
+
+    /// Waits until the object and its children are no more. Their pods would fill the node, too.
+    async fn gone(&self, ns: &str, fault: Option<(usize, Fault)>) -> anyhow::Result<()> {
+        let gone = eventually("the object is gone with its children", SETTLED, async || {
+            let left = self.look(ns).await?;
+            ensure!(
+                left.as_array()
+                    .is_some_and(|kinds| kinds.iter().all(|k| k == &json!([]))),
+                "{left}"
+            );
+            Ok(())
+        });
+        gone.await
+            .with_context(|| format!("{fault:?} of {:#?}", self.faults.round(ns).calls))
     }
 
     /// The object and its children, without what differs from one namespace to another.
