@@ -66,7 +66,8 @@ fn main() -> anyhow::Result<ExitCode> {
                 .with(lines)
                 .with(args::log_filter(rust_log.as_deref(), args.log_level))
                 .init();
-            on_one_thread(run(args)).map(|()| ExitCode::SUCCESS)
+            // As a task: waking what the runtime itself is blocked on costs a system call each time.
+            on_one_thread(async { tokio::spawn(run(args)).await? }).map(|()| ExitCode::SUCCESS)
         }
         Command::Labels(args) => on_one_thread(labels::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => Ok(on_one_thread(check::run(args)).unwrap_or_else(|error| {

@@ -11,11 +11,15 @@ use crate::worker::{CallClock, STACK};
 /// bound is seen.
 pub const WAIT: Duration = Duration::from_millis(250);
 
+/// One wait for news of which the rest of it is no news: it need not be short, because what it waits for is itself the reason to let go. No
+/// thread waits longer.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 /// What a thread is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// It waits for events, [`WAIT`] at a time.
-    Events,
+    /// It waits for events, so long at a time.
+    Events(Duration),
     /// It validates infoROMs: calls that may take the driver long.
     Inforom,
 }
@@ -90,7 +94,7 @@ impl Holders {
         let holder = Arc::new(Holder {
             work,
             deadline: match work {
-                Work::Events => self.call_timeout + WAIT,
+                Work::Events(wait) => self.call_timeout + wait,
                 Work::Inforom => self.slow_call_timeout,
             },
             stop: AtomicBool::default(),
@@ -174,7 +178,7 @@ mod tests {
         let run = move |me: &Holder| me.clock.run("nvmlA", || assert!(ended.recv().is_ok()));
         drop(holders.spawn("a", Work::Inforom, run));
         assert!(!holders.are_gone() && holders.validate());
-        drop(holders.spawn("b", Work::Events, |_| panic!("for the test")));
+        drop(holders.spawn("b", Work::Events(WAIT), |_| panic!("for the test")));
         let start = std::time::Instant::now();
         let until = |what: &dyn Fn() -> bool| {
             while !what() {

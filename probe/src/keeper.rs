@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::args::Serve;
 use crate::feed::{Feed, Item};
-use crate::holders::{Holders, WAIT};
+use crate::holders::{Holders, LONGEST_WAIT};
 use crate::inforom::Validation;
 use crate::library::{DEVICES, Found, Search};
 use crate::processes::OnGpu;
@@ -312,7 +312,7 @@ impl Keeper {
 
     /// Waits for threads that were asked to let go of the library, no longer than their last call may take.
     async fn holders_gone(&mut self) {
-        let patience = Instant::now() + self.within(WAIT + self.call_timeout);
+        let patience = Instant::now() + self.within(LONGEST_WAIT + self.call_timeout);
         while !self.holders.are_gone() && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -14,8 +14,10 @@ use berth_core::health::{Effect, Part, judge};
 
 use crate::feed::{Feed, Item};
 
-/// Pause before another try where the log cannot be opened.
+/// Pause before another try where the log cannot be opened; it doubles each time.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The longest such pause: a log that is not there, or must not be read, mostly stays so.
+const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 /// Pause before another look at a log that is no device, and so cannot be waited for.
 const LOOK: Duration = Duration::from_millis(100);
 /// Of what was in the log before, so much of the newest is told.
@@ -31,12 +33,18 @@ pub fn start(path: PathBuf, feed: Feed) {
         .spawn(move || {
             let mut said = None;
             let mut seen = Seen::default();
+            let mut pause = AGAIN;
             loop {
+                let begun = Instant::now();
                 let Err(error) = follow(&path, &feed, &mut seen);
+                if begun.elapsed() > AGAIN {
+                    pause = AGAIN;
+                }
                 if said.replace(error.kind()) != Some(error.kind()) {
                     tracing::warn!(path = %path.display(), %error, "the kernel log is not followed; it is tried again");
                 }
-                std::thread::sleep(AGAIN);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         });
     if let Err(error) = started {

@@ -65,7 +65,8 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?
-        .block_on(run(serve))
+        // As a task: waking what the runtime itself is blocked on costs a system call each time.
+        .block_on(async { tokio::spawn(run(serve)).await })?
 }
 
 async fn run(serve: Serve) -> anyhow::Result<()> {

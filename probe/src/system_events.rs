@@ -16,7 +16,7 @@ use nvml_wrapper_sys::bindings::{
 use tokio::sync::mpsc;
 
 use crate::feed::{Feed, Item};
-use crate::holders::{Holder, Holders, WAIT};
+use crate::holders::{Holder, Holders, LONGEST_WAIT, WAIT};
 use crate::session::{Session, raw};
 use crate::watcher::Watcher;
 use crate::worker::CallClock;
@@ -27,6 +27,8 @@ const BIND: u64 = nvmlSystemEventTypeGpuDriverBind as u64;
 const AT_ONCE: usize = 16;
 /// Waits in a row that may fail before there are held to be no such events.
 const FAILED_WAITS: u32 = 10;
+/// Waits after an event that are short: within them the keeper asks this thread to end.
+const SHORT_WAITS: u32 = 8;
 
 /// `NVML_STRUCT_VERSION(…, 1)`: size in the low bytes, version in the high one.
 const fn version_1<T>() -> u32 {
@@ -58,7 +60,9 @@ pub fn watch(
             return None;
         }
     };
-    Watcher::spawn("nvml-system", holders, move |me| watch.run(me, &feed, &news))
+    Watcher::spawn("nvml-system", LONGEST_WAIT, holders, move |me| {
+        watch.run(me, &feed, &news)
+    })
 }
 
 impl Watch {
@@ -85,12 +89,17 @@ impl Watch {
 
     fn run(self, me: &Holder, feed: &Feed, news: &mpsc::Sender<()>) {
         let mut failed = 0;
+        // News makes everybody let go of the library, this thread, too, and soon.
+        let mut soon: u32 = 0;
         while !me.is_stopped() && failed < FAILED_WAITS {
-            match self.wait(&me.clock) {
+            let wait = if soon > 0 { WAIT } else { LONGEST_WAIT };
+            soon = soon.saturating_sub(1);
+            match self.wait(wait, &me.clock) {
                 Ok(events) => {
                     failed = 0;
                     events.iter().filter_map(item).for_each(|item| feed.tell(item));
                     if !events.is_empty() {
+                        soon = SHORT_WAITS;
                         // One that waits to be read says as much as two.
                         let _ = news.try_send(());
                     }
@@ -105,11 +114,11 @@ impl Watch {
         self.free(&me.clock);
     }
 
-    fn wait(&self, clock: &CallClock) -> Result<Vec<nvmlSystemEventData_v1_t>, NvmlError> {
+    fn wait(&self, at_most: Duration, clock: &CallClock) -> Result<Vec<nvmlSystemEventData_v1_t>, NvmlError> {
         let mut events = [nvmlSystemEventData_v1_t { eventType: 0, gpuId: 0 }; AT_ONCE];
         let mut wait = nvmlSystemEventSetWaitRequest_t {
             version: version_1::<nvmlSystemEventSetWaitRequest_t>(),
-            timeoutms: u32::try_from(WAIT.as_millis()).unwrap_or(u32::MAX),
+            timeoutms: u32::try_from(at_most.as_millis()).unwrap_or(u32::MAX),
             set: self.set,
             data: events.as_mut_ptr(),
             dataSize: AT_ONCE as u32,

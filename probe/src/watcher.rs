@@ -110,12 +110,19 @@ impl Watcher {
             watch.free(clock);
             return Ok(None);
         }
-        Ok(Self::spawn("nvml-events", holders, move |me| watch.run(me, &feed)))
+        Ok(Self::spawn("nvml-events", WAIT, holders, move |me| {
+            watch.run(me, &feed)
+        }))
     }
 
-    /// Starts a thread that waits for events in `run` until it is asked to end.
-    pub fn spawn(name: &str, holders: &Holders, run: impl FnOnce(&Holder) + Send + 'static) -> Option<Self> {
-        holders.spawn(name, Work::Events, run).map(Self)
+    /// Starts a thread that waits for events in `run`, `wait` at most at a time, until it is asked to end.
+    pub fn spawn(
+        name: &str,
+        wait: Duration,
+        holders: &Holders,
+        run: impl FnOnce(&Holder) + Send + 'static,
+    ) -> Option<Self> {
+        holders.spawn(name, Work::Events(wait), run).map(Self)
     }
 }
 

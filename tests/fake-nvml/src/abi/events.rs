@@ -78,29 +78,32 @@ impl Changes {
         Self(path().and_then(watch_folder))
     }
 
-    /// Sleeps until there is word or the time is over.
-    pub(super) fn sleep(&self, at_most: Duration) {
-        sleep_until_change(self.0.as_ref(), at_most);
+    /// Sleeps until there is word or the time is over; whether there may have been a change.
+    pub(super) fn sleep(&self, at_most: Duration) -> bool {
+        sleep_until_change(self.0.as_ref(), at_most)
     }
 }
 
-fn sleep_until_change(changes: Option<&OwnedFd>, at_most: Duration) {
+fn sleep_until_change(changes: Option<&OwnedFd>, at_most: Duration) -> bool {
     let Some(changes) = changes else {
         std::thread::sleep(at_most.min(Duration::from_millis(20)));
-        return;
+        return true;
     };
     let mut poll = libc::pollfd {
         fd: changes.as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,
     };
-    let ms = i32::try_from(at_most.as_millis()).unwrap_or(i32::MAX).max(1);
+    // Whole milliseconds, upwards: rounded down, each wait would wake once more for what is left.
+    let ms = i32::try_from(at_most.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
     let mut sink = [0u8; 4096];
     // SAFETY: `poll` is one pollfd and the count says one; `sink` is as long as said; the descriptor is open for as long as it is borrowed.
     unsafe {
-        if libc::poll(&raw mut poll, 1, ms) > 0 {
+        let is_told = libc::poll(&raw mut poll, 1, ms) != 0;
+        if is_told {
             libc::read(changes.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len());
         }
+        is_told
     }
 }
 
@@ -187,10 +190,10 @@ fn wait(function: &str, set: nvmlEventSet_t, data: *mut nvmlEventData_t, timeout
             return put(data, event);
         }
         let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        // A wait that ends without word of a change costs no look at the file: it is the stand-in's, not the driver's.
+        if left.is_zero() || !set.changes.sleep(left) {
             return Err(TIMEOUT);
         }
-        set.changes.sleep(left);
         look_again();
     }
 }
