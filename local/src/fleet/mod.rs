@@ -4,12 +4,14 @@
 //! local/fleets/*.yaml ─► Fleet ─► NodeSpec ─┬─► hardware   which GPUs, at which PCI addresses: nvml.json
 //!                                           ├─► sysfs      sys/
 //!                                           ├─► devices    which pod has which GPU: the PodResources socket
+//!                                           ├─► processes  whose processes run: proc/
 //!                                           └─► node       Node object, root/, and what a test may change
 //! ```
 
 mod devices;
 mod hardware;
 mod node;
+mod processes;
 mod sysfs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +23,7 @@ use crate::error::{Error, Result};
 
 pub use devices::Devices;
 pub use node::{KWOK_ANNOTATION, KWOK_ANNOTATION_VALUE, Node, Nodes};
+pub use processes::Processes;
 
 /// All machines of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

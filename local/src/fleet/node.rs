@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/nodes/<name>/root/      hostPath / of its pods; holds libnvidia-ml.so.1 where there is a driver, and the kubelet's socket
 //!                      sys/       hostPath /sys
+//!                      proc/      /proc of its pods with hostPID
 //!                      nvml.json  what the fake NVML says
 //! ```
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::hardware::NvmlState;
-use super::{Devices, Driver, NodeSpec, sysfs};
+use super::{Devices, Driver, NodeSpec, Processes, sysfs};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -73,11 +74,14 @@ impl Nodes {
         sysfs::create(&folder.join("sys"), &spec, present)?;
         let nvml = NvmlState::create(&folder.join("nvml.json"), &spec, present)?;
         let devices = Devices::new(&folder.join("root"), &spec)?;
+        let processes = Processes::new(&folder, &folder.join("root"));
+        processes.boot()?;
         let node = Node {
             spec: Arc::new(spec),
             folder,
             nvml,
             devices,
+            processes,
             library: self.library.clone(),
             api: Api::all(self.client.clone()),
         };
@@ -125,6 +129,7 @@ pub struct Node {
     folder: PathBuf,
     nvml: NvmlState,
     devices: Devices,
+    processes: Processes,
     library: PathBuf,
     api: Api<core::Node>,
 }
@@ -138,6 +143,7 @@ impl Node {
         Ok(Self {
             // Which pod has which is known where the cluster runs.
             devices: Devices::new(&folder.join("root"), &saved.spec)?,
+            processes: Processes::new(&folder, &folder.join("root")),
             spec: Arc::new(saved.spec),
             nvml: NvmlState::open(&folder.join("nvml.json")),
             folder,
@@ -174,6 +180,11 @@ impl Node {
     /// Which pod has which of its devices, and the kubelet that tells.
     pub fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// Whose processes run on it.
+    pub fn processes(&self) -> &Processes {
+        &self.processes
     }
 
     /// Where a hostPath of its pods is on this machine.

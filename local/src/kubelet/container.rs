@@ -54,8 +54,12 @@ pub struct End {
 
 /// Where a container's mount paths are on this machine.
 pub fn mounts(container: &core::Container, volumes: &Volumes) -> Vec<Mount> {
+    let proc = volumes.proc().map(|host| Mount {
+        container: "/proc".to_owned(),
+        host: host.to_path_buf(),
+    });
     let list = container.volume_mounts.iter().flatten();
-    list.filter_map(|mount| {
+    let volumes = list.filter_map(|mount| {
         let folder = volumes.folder(&mount.name)?;
         Some(Mount {
             container: mount.mount_path.trim_end_matches('/').to_owned(),
@@ -64,8 +68,8 @@ pub fn mounts(container: &core::Container, volumes: &Volumes) -> Vec<Mount> {
                 None => folder.to_path_buf(),
             },
         })
-    })
-    .collect()
+    });
+    proc.into_iter().chain(volumes).collect()
 }
 
 /// Runs a container until it has ended for good, or is to end.

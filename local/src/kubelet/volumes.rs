@@ -25,6 +25,8 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Volumes {
     folders: BTreeMap<String, PathBuf>,
+    /// The machine's `/proc`, where the pod shares the machine's process ids.
+    proc: Option<PathBuf>,
     composed: Vec<Composed>,
 }
 
@@ -71,6 +73,7 @@ impl Volumes {
         let base = context.pod_folder(pod);
         let mut this = Self {
             folders: BTreeMap::new(),
+            proc: spec.host_pid.unwrap_or(false).then(|| node.processes().proc().to_path_buf()),
             composed: vec![],
         };
         for volume in spec.volumes.unwrap_or_default() {
@@ -109,6 +112,11 @@ impl Volumes {
     /// Folder of a volume.
     pub fn folder(&self, name: &str) -> Option<&Path> {
         self.folders.get(name).map(PathBuf::as_path)
+    }
+
+    /// What the pod's containers have as `/proc`; `None`: that of the process itself.
+    pub fn proc(&self) -> Option<&Path> {
+        self.proc.as_deref()
     }
 
     /// Writes what has changed, renews tokens that are due.
