@@ -7,12 +7,14 @@
 //! A process id means something in its own namespace alone. So nothing is claimed unless the `/proc` that is given shows the host's.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_core::facts::PodName;
 use berth_core::pods::{Process, cgroup};
+use rustix::io::Errno;
 use tokio::sync::Mutex;
 
 /// Reading `/proc` does not wait for anything, unless the kernel is in trouble.
@@ -56,29 +58,45 @@ pub enum Blind {
     /// Reading it takes too long.
     #[error("reading {} takes too long", .0.display())]
     Late(PathBuf),
+    /// Something that is there cannot be read. To leave it out would be to say that the process is no pod's.
+    #[error("reading {}: {why}", path.display())]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// The system's word.
+        why: String,
+    },
 }
 
 /// Looks processes up, one look at a time.
 #[derive(Debug, Clone)]
-pub struct Lookup(Arc<Mutex<Places>>);
+pub struct Lookup {
+    places: Arc<Places>,
+    turn: Arc<Mutex<()>>,
+}
 
 impl Lookup {
     /// Looks there.
     pub fn new(places: Places) -> Self {
-        Self(Arc::new(Mutex::new(places)))
+        Self {
+            places: Arc::new(places),
+            turn: Arc::default(),
+        }
     }
 
     /// The pods of processes. Those that belong to no pod, or have ended, are left out.
     pub async fn pods(&self, processes: Vec<OnGpu>) -> Result<Vec<Process>, Blind> {
+        let late = || Blind::Late(self.places.proc.clone());
         // On a thread of its own, and where that hangs, no other goes after it.
-        let Ok(places) = Arc::clone(&self.0).try_lock_owned() else {
-            return Err(Blind::Late(PathBuf::from("/proc")));
-        };
-        let proc = places.proc.clone();
-        let reading = tokio::task::spawn_blocking(move || places.pods(processes));
+        let turn = Arc::clone(&self.turn).try_lock_owned().map_err(|_| late())?;
+        let places = Arc::clone(&self.places);
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            places.pods(processes)
+        });
         match tokio::time::timeout(PATIENCE, reading).await {
             Ok(Ok(found)) => found,
-            Ok(Err(_)) | Err(_) => Err(Blind::Late(proc)),
+            Ok(Err(_)) | Err(_) => Err(late()),
         }
     }
 }
@@ -86,27 +104,38 @@ impl Lookup {
 impl Places {
     fn pods(&self, processes: Vec<OnGpu>) -> Result<Vec<Process>, Blind> {
         self.is_of_the_host()?;
-        let mut found: Vec<Process> = processes
-            .into_iter()
-            .filter_map(|process| {
-                let cgroup = self.proc.join(process.pid.to_string()).join("cgroup");
-                let text = std::fs::read_to_string(cgroup).ok()?;
-                Some(Process {
-                    pod_uid: cgroup::pod_uid(&text)?,
-                    pod: None,
-                    gpu: process.gpu,
-                    instance: process.instance,
-                    memory_bytes: process.memory_bytes,
-                })
-            })
-            .collect();
+        let mut found = Vec::new();
+        for process in processes {
+            let Some(pod_uid) = self.pod_uid(process.pid)? else {
+                continue;
+            };
+            found.push(Process {
+                pod_uid,
+                pod: None,
+                gpu: process.gpu,
+                instance: process.instance,
+                memory_bytes: process.memory_bytes,
+            });
+        }
+        // In a `/proc` that went away meanwhile, every process seems to have ended.
+        self.is_of_the_host()?;
         if let Some(logs) = self.pod_logs.as_deref().filter(|_| !found.is_empty()) {
-            let names = names(logs);
+            let names = names(logs).map_err(unreadable(logs))?;
             for process in &mut found {
                 process.pod = names.get(&process.pod_uid).cloned();
             }
         }
         Ok(found)
+    }
+
+    /// `None`: it is in no pod, or has ended.
+    fn pod_uid(&self, pid: u32) -> Result<Option<String>, Blind> {
+        let path = self.proc.join(pid.to_string()).join("cgroup");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(cgroup::pod_uid(&text)),
+            Err(error) if has_ended(&error) => Ok(None),
+            Err(error) => Err(unreadable(&path)(error)),
+        }
     }
 
     fn is_of_the_host(&self) -> Result<(), Blind> {
@@ -122,22 +151,40 @@ impl Places {
     }
 }
 
-/// Names by UID.
-fn names(logs: &Path) -> HashMap<String, PodName> {
-    let folders = std::fs::read_dir(logs).into_iter().flatten().flatten();
-    folders
-        .filter_map(|folder| {
-            let name = folder.file_name();
-            let (pod, uid) = cgroup::log_folder(name.to_str()?)?;
-            Some((uid.to_owned(), pod))
-        })
-        .collect()
+/// Before its file was opened, or after.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
+}
+
+fn unreadable(path: &Path) -> impl Fn(io::Error) -> Blind {
+    |error| Blind::Unreadable {
+        path: path.to_path_buf(),
+        why: error.to_string(),
+    }
+}
+
+/// Names by UID; none where there is no such folder.
+fn names(logs: &Path) -> io::Result<HashMap<String, PodName>> {
+    let folders = match std::fs::read_dir(logs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        folders => folders?,
+    };
+    let mut names = HashMap::new();
+    for folder in folders {
+        let name = folder?.file_name();
+        if let Some((pod, uid)) = name.to_str().and_then(cgroup::log_folder) {
+            names.insert(uid.to_owned(), pod);
+        }
+    }
+    Ok(names)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use std::fs;
+    use std::io::Write as _;
     use std::os::unix::fs::symlink;
 
     const UID: &str = "3f6b1c1e-7a4d-4c55-9f0e-2b8a4d1c9e77";
@@ -195,5 +242,52 @@ mod tests {
         let (dir, lookup) = host(HOST_NAMESPACE);
         fs::remove_dir_all(dir.path().join("proc/1")).unwrap();
         assert!(lookup.pods(vec![on_gpu(7)]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_not_called_nobodys() {
+        // A folder where a file should be: read errors that are not the end of a process.
+        let (dir, lookup) = host(HOST_NAMESPACE);
+        let cgroup = dir.path().join("proc/8/cgroup");
+        fs::remove_file(&cgroup).unwrap();
+        fs::create_dir(&cgroup).unwrap();
+        let blind = lookup.pods([7, 8].map(on_gpu).to_vec()).await.unwrap_err();
+        assert!(
+            matches!(&blind, Blind::Unreadable { path, .. } if *path == cgroup),
+            "{blind}"
+        );
+        assert_eq!(lookup.pods(vec![on_gpu(7)]).await.unwrap().len(), 1);
+
+        // The same of the names.
+        let logs = dir.path().join("logs");
+        fs::remove_dir_all(&logs).unwrap();
+        let found = lookup.pods(vec![on_gpu(7)]).await.unwrap();
+        assert_eq!(found[0].pod, None, "there is none");
+        fs::write(&logs, "").unwrap();
+        let blind = lookup.pods(vec![on_gpu(7)]).await.unwrap_err();
+        assert!(
+            matches!(&blind, Blind::Unreadable { path, .. } if *path == logs),
+            "{blind}"
+        );
+    }
+
+    #[tokio::test]
+    async fn in_a_proc_that_goes_away_half_way_nobody_has_ended() {
+        let (dir, lookup) = host(HOST_NAMESPACE);
+        let proc = dir.path().join("proc");
+        // Whoever reads the first process waits for its writer, and finds nothing of the second.
+        let cgroup = proc.join("7/cgroup");
+        let text = fs::read(&cgroup).unwrap();
+        fs::remove_file(&cgroup).unwrap();
+        mknodat(CWD, &cgroup, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let gone = dir.path().join("gone");
+        let writer = std::thread::spawn(move || {
+            let mut pipe = fs::OpenOptions::new().write(true).open(&cgroup).unwrap();
+            fs::rename(&proc, gone).unwrap();
+            pipe.write_all(&text).unwrap();
+        });
+        let blind = lookup.pods([7, 9].map(on_gpu).to_vec()).await.unwrap_err();
+        assert!(matches!(&blind, Blind::NotTheHost { .. }), "{blind}");
+        writer.join().unwrap();
     }
 }

@@ -18,6 +18,8 @@ use berth_proto::v1::NvmlState;
 use kubelet::{Kubelet, Says, devices, pod};
 use nvidia_ml::state::{Process, STATE_ENV, State};
 use process::{built_library, connect};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tonic::transport::Channel;
 
 /// Far beyond anything expected; only a broken probe waits this long.
@@ -86,6 +88,26 @@ impl Node {
             assert!(reply.held.is_empty() && reply.allocatable.is_none());
         }
         (lane.state(), lane.message)
+    }
+
+    /// State and message of the lane of processes; where it says nothing, nothing is claimed.
+    async fn process_lane(&mut self) -> (LaneState, String) {
+        let reply = self.pods().await;
+        let lane = reply.process_lane.unwrap();
+        assert_eq!(lane.state() == LaneState::Available, !reply.processes.is_empty());
+        (lane.state(), lane.message)
+    }
+
+    /// How many descriptors the probe may have; those that it has stay.
+    fn limit_files(&self, current: Option<u64>) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    }
+
+    fn threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        tasks.unwrap().count()
     }
 
     fn uuid(&self) -> String {
@@ -276,4 +298,55 @@ async fn where_the_hosts_processes_are_not_seen_nothing_is_claimed() {
         lane.message
     );
     assert!(reply.processes.is_empty());
+}
+
+#[tokio::test]
+async fn without_a_descriptor_left_no_process_is_called_nobodys() {
+    let mut node = Node::start(&PROCESSES).await;
+    fake_proc(node.path(), "pid:[4026531836]");
+    run_processes(&node);
+    assert_eq!(node.process_lane().await.0, LaneState::Available);
+    node.limit_files(Some(0));
+    let (state, why) = node.process_lane().await;
+    assert_eq!(state, LaneState::NotAvailable);
+    assert!(
+        why.contains("proc/42/cgroup") && why.contains("Too many open files"),
+        "{why}"
+    );
+    node.limit_files(getrlimit(Resource::Nofile).current);
+    assert_eq!(node.process_lane().await.0, LaneState::Available);
+}
+
+#[tokio::test]
+async fn a_proc_that_hangs_holds_one_thread_and_no_reading() {
+    let mut node = Node::start(&PROCESSES).await;
+    fake_proc(node.path(), "pid:[4026531836]");
+    run_processes(&node);
+    assert_eq!(node.process_lane().await.0, LaneState::Available);
+    let before = node.threads();
+    // Nobody writes there.
+    let cgroup = node.path().join("proc/42/cgroup");
+    let text = std::fs::read(&cgroup).unwrap();
+    std::fs::remove_file(&cgroup).unwrap();
+    mknodat(CWD, &cgroup, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for _ in 0..4 {
+        let (state, why) = node.process_lane().await;
+        assert_eq!(state, LaneState::NotAvailable);
+        assert!(why.contains("takes too long"), "{why}");
+        assert_eq!(node.sample().await.state(), NvmlState::Ready);
+        assert!(
+            node.threads() <= before + 1,
+            "{} threads, {before} before",
+            node.threads()
+        );
+    }
+    // The one that waits gets its end, the next finds a file.
+    std::fs::write(&cgroup, &text).unwrap();
+    std::fs::remove_file(&cgroup).unwrap();
+    std::fs::write(&cgroup, &text).unwrap();
+    let start = Instant::now();
+    while node.process_lane().await.0 != LaneState::Available {
+        assert!(start.elapsed() < PATIENCE, "it is read again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

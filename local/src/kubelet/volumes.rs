@@ -73,7 +73,10 @@ impl Volumes {
         let base = context.pod_folder(pod);
         let mut this = Self {
             folders: BTreeMap::new(),
-            proc: spec.host_pid.unwrap_or(false).then(|| node.processes().proc().to_path_buf()),
+            proc: spec
+                .host_pid
+                .unwrap_or(false)
+                .then(|| node.processes().proc().to_path_buf()),
             composed: vec![],
         };
         for volume in spec.volumes.unwrap_or_default() {
