@@ -170,6 +170,8 @@ fn any(inotify: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+    use std::process::Command;
     use std::time::Duration;
     use tokio::time::timeout;
 
@@ -202,5 +204,56 @@ mod tests {
         std::fs::remove_file(devices.join("nvidiactl")).unwrap();
         assert!(timeout(MOMENT, signs.next(false)).await.is_err(), "not asked for");
         assert_eq!(timeout(PATIENCE, signs.next(true)).await, Ok(Sign::Files));
+    }
+
+    /// Set in the process that has mounts of its own.
+    const APART: &str = "BERTH_TEST_MOUNTS_APART";
+
+    /// Mounts are the machine's: so it runs itself for this test alone, where its mounts are nobody else's.
+    #[test]
+    fn a_mount_is_a_sign_and_so_is_its_end() {
+        if std::env::var_os(APART).is_some() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            return runtime.unwrap().block_on(mounts_are_signs());
+        }
+        let apart = [&["--mount"][..], &["--user", "--map-root-user", "--mount"]];
+        let may = |how: &&&[&str]| {
+            let tried = Command::new("unshare").args(**how).arg("true").output();
+            tried.is_ok_and(|tried| tried.status.success())
+        };
+        let Some(how) = apart.iter().find(may) else {
+            eprintln!("skipped: no mount namespace can be made here");
+            return;
+        };
+        let ran = Command::new("unshare")
+            .args(*how)
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "signs::tests::a_mount_is_a_sign_and_so_is_its_end"])
+            .env(APART, "")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    async fn mounts_are_signs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut signs = Signs {
+            kernel: None,
+            ..Signs::new()
+        };
+        assert!(signs.watch([dir.path().into()], "/dev"), "all can be watched");
+        signs.unwatch();
+        let run = |words: &[&str], at: &Path| {
+            let ran = Command::new(words[0]).args(&words[1..]).arg(at).status();
+            assert!(ran.unwrap().success(), "{words:?}");
+        };
+        assert!(timeout(MOMENT, signs.next(true)).await.is_err(), "nothing happened yet");
+        for change in [&["mount", "-t", "tmpfs", "none"][..], &["umount"]] {
+            run(change, dir.path());
+            assert!(timeout(MOMENT, signs.next(false)).await.is_err(), "not asked for");
+            assert_eq!(timeout(PATIENCE, signs.next(true)).await, Ok(Sign::Files), "{change:?}");
+            assert!(timeout(MOMENT, signs.next(true)).await.is_err(), "told once");
+        }
     }
 }
