@@ -500,6 +500,39 @@ async fn a_hang_is_noticed_bounded_and_survived() {
     }
 }
 
+/// Every hang costs a thread, and every end of one gives all back; a second that comes before the first is over finds them in use.
+#[tokio::test]
+async fn hangs_that_come_and_go_leave_nothing_behind() {
+    let (mut node, _) = Node::ready("H100-80GB-HBM3", 2).await;
+    let (before, open) = (node.threads(), node.descriptors());
+    for call in ["nvmlDeviceGetTemperature", "nvmlInit_v2", "nvmlDeviceGetMemoryInfo_v2"] {
+        for gives_up in [false, true, false] {
+            node.edit(|s| s.faults = vec![Fault::of("nvmlDeviceGetTemperature", Effect::Stall(true))]);
+            assert_eq!(node.sample().await.state(), NvmlState::Hung);
+            node.edit(|s| s.faults.push(Fault::of(call, Effect::Stall(true))));
+            let start = Instant::now();
+            while gives_up && node.inventory().await.stuck_calls < 2 {
+                assert!(start.elapsed() < PATIENCE, "one more thread tries {call}");
+                tokio::time::sleep(CALL_TIMEOUT / 6).await;
+            }
+            let threads = node.threads();
+            assert!(threads <= before + 2, "{threads} threads, {before} before");
+            node.edit(|s| s.faults.clear());
+            node.until(NvmlState::Ready).await;
+        }
+    }
+    let start = Instant::now();
+    while node.threads() > before || node.descriptors() > open {
+        let (threads, open) = (node.threads(), node.descriptors());
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{threads} threads ({before} before), {open} times open"
+        );
+        tokio::time::sleep(CALL_TIMEOUT / 6).await;
+    }
+    assert_eq!(node.inventory().await.stuck_calls, 0);
+}
+
 #[tokio::test]
 async fn a_hang_that_never_ends_does_not_keep_the_process() {
     let (mut node, _) = Node::ready("T4", 1).await;

@@ -45,7 +45,13 @@ fn soak() {
         assert_eq!(service::gpus(readings.samples).len(), GPUS as usize);
     };
     (0..WARM_UP).for_each(|_| round());
+    let before = ["task", "fd"].map(entries);
     let grown = allocation_counter::measure(|| (0..ROUNDS).for_each(|_| round()));
     assert!(grown.count_total > u64::from(ROUNDS), "nothing was counted");
     assert!(grown.bytes_current < SLACK, "{grown:?}");
+    assert_eq!(["task", "fd"].map(entries), before, "threads, descriptors");
+}
+
+fn entries(of: &str) -> usize {
+    std::fs::read_dir(format!("/proc/self/{of}")).unwrap().count()
 }
