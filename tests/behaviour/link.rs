@@ -1,6 +1,7 @@
 //! The agent link on the wire: who is refused, and that nobody speaks for another node.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -10,6 +11,13 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, T
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 fn main() -> ExitCode {
@@ -20,6 +28,13 @@ fn main() -> ExitCode {
         )
         .trial("a session without TLS or with another CA gets nowhere", |c| {
             no_tls(Fixture::new(c))
+        })
+        .trial(
+            "an agent says nothing to a controller of another CA or another name",
+            |c| agent_is_wary(Fixture::new(c)),
+        )
+        .trial("connections without a session are few and end", |c| {
+            strangers(Fixture::new(c))
         })
         .trial(
             "an agent's token speaks for its own node only, whatever it sends",
@@ -77,24 +92,36 @@ async fn agent_pod(f: &Fixture, node: &str) -> anyhow::Result<Pod> {
         .with_context(|| format!("no agent pod on {node}"))
 }
 
-/// A connection as an agent would have it.
-async fn channel(f: &Fixture) -> anyhow::Result<Channel> {
+/// The controller's CA, as agents get it.
+async fn own_ca(f: &Fixture) -> anyhow::Result<String> {
     let ca = Api::<ConfigMap>::namespaced(f.client(), NAMESPACE)
         .get("berth-ca")
         .await?;
-    let pem = ca
-        .data
+    ca.data
         .unwrap_or_default()
         .remove("ca.crt")
-        .context("berth-ca has no ca.crt")?;
-    trusting(f, &pem).await
+        .context("berth-ca has no ca.crt")
+}
+
+/// The API server's: a good one, but not the controller's.
+fn other_ca(f: &Fixture) -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string(&f.cluster.control_plane().ca)?)
+}
+
+fn controller_name() -> String {
+    format!("berth-controller.{NAMESPACE}.svc")
+}
+
+/// A connection as an agent would have it.
+async fn channel(f: &Fixture) -> anyhow::Result<Channel> {
+    trusting(f, &own_ca(f).await?).await
 }
 
 /// A connection that trusts the given CA alone.
 async fn trusting(f: &Fixture, pem: &str) -> anyhow::Result<Channel> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(pem))
-        .domain_name(format!("berth-controller.{NAMESPACE}.svc"));
+        .domain_name(controller_name());
     let address = f.link_address().await?;
     Ok(Channel::from_shared(format!("https://{address}"))?
         .tls_config(tls)?
@@ -241,9 +268,7 @@ async fn no_tls(f: Fixture) -> anyhow::Result<()> {
             .await;
         ensure!(answer.is_err(), "a plain-text session was let in");
     }
-    // The API server's own CA is a good one, but not the controller's.
-    let other = std::fs::read_to_string(&f.cluster.control_plane().ca)?;
-    match trusting(&f, &other).await {
+    match trusting(&f, &other_ca(&f)?).await {
         Ok(_) => bail!("a client that trusts another CA went on"),
         Err(error) => ensure!(
             format!("{error:#} {error:?}").contains("UnknownIssuer"),
@@ -253,6 +278,117 @@ async fn no_tls(f: Fixture) -> anyhow::Result<()> {
     // It was not for want of a server.
     channel(&f).await?;
     Ok(())
+}
+
+/// A real agent beside the DaemonSet's, which believes what a test tells it.
+struct Agent {
+    dir: tempfile::TempDir,
+    _process: tokio::process::Child,
+}
+
+impl Agent {
+    /// It trusts the CA in `ca`, for a controller of this name.
+    async fn start(f: &Fixture, token: &str, ca: &str, name: &str) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let at = |file: &str| dir.path().join(file);
+        std::fs::write(at("token"), token)?;
+        std::fs::write(at("ca.crt"), ca)?;
+        let running = f.cluster.process(&agent_pod(f, "t4-0").await?.name_any(), "agent")?;
+        let process = tokio::process::Command::new(std::fs::read_link(format!("/proc/{}/exe", running.pid()))?)
+            .arg("run")
+            .arg(format!("--controller={}", f.link_address().await?))
+            .arg(format!("--controller-name={name}"))
+            .arg(format!("--ca={}", at("ca.crt").display()))
+            .arg(format!("--token={}", at("token").display()))
+            .arg(format!("--probe-socket={}", at("no-probe.sock").display()))
+            .arg(format!("--sysfs-root={}", f.cluster.node("t4-0")?.sys().display()))
+            .arg("--http-address=127.0.0.1:0")
+            .stderr(std::fs::File::create(at("log"))?)
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok(Self { dir, _process: process })
+    }
+
+    async fn says(&self, what: &str) -> anyhow::Result<()> {
+        eventually(what, Duration::from_secs(30), async || {
+            let log = std::fs::read_to_string(self.dir.path().join("log"))?;
+            ensure!(log.contains(what), "{log}");
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn agent_is_wary(f: Fixture) -> anyhow::Result<()> {
+    let (node, pod) = f.bare_node_with_agent_pod("wary-0").await?;
+    let token = token(&f, "berth-agent", "berth-controller", Some(&pod), 600).await?;
+    let heard = async || -> anyhow::Result<bool> {
+        let nodes = f.controller_json("/nodes").await?;
+        Ok(nodes[&node]["agent"]["connected"].as_bool().is_some())
+    };
+    let other_name = Agent::start(&f, &token, &own_ca(&f).await?, "elsewhere.svc").await?;
+    other_name.says("not valid for name").await?;
+    ensure!(!heard().await?, "it spoke to a controller of another name");
+    drop(other_name);
+
+    let agent = Agent::start(&f, &token, &other_ca(&f)?, &controller_name()).await?;
+    agent.says("UnknownIssuer").await?;
+    ensure!(!heard().await?, "it spoke to a controller of another CA");
+    // The same agent, as soon as it is given the right one: it was not for want of a controller.
+    std::fs::write(agent.dir.path().join("ca.crt"), own_ca(&f).await?)?;
+    eventually("a session", Duration::from_secs(60), async || {
+        ensure!(heard().await?, "none yet");
+        Ok(())
+    })
+    .await?;
+    drop(agent);
+    Api::<Node>::all(f.client())
+        .delete(&node, &DeleteParams::default())
+        .await?;
+    Ok(())
+}
+
+async fn strangers(f: Fixture) -> anyhow::Result<()> {
+    /// More than may be without a session at one time.
+    const MANY: usize = 1_300;
+    const BOUND: f64 = 1_024.0;
+    let inside = async || f.metric_sum("berth_agent_connections_without_session").await;
+    f.all_agents_connected().await?;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(own_ca(&f).await?.as_bytes())?)?;
+    let tls = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tls = TlsConnector::from(Arc::new(tls));
+    let (address, name) = (f.link_address().await?, ServerName::try_from(controller_name())?);
+    let mut silent = JoinSet::new();
+    for _ in 0..MANY {
+        let (tls, address, name) = (tls.clone(), address.clone(), name.clone());
+        silent.spawn(async move {
+            let tcp = TcpStream::connect(address).await?;
+            let mut stream = tls.connect(name, tcp).await?;
+            // Says nothing, and waits until it is over.
+            stream.read_to_end(&mut Vec::new()).await
+        });
+    }
+    let mut most: f64 = 0.0;
+    eventually("all are ended", Duration::from_secs(120), async || {
+        most = most.max(inside().await?);
+        while silent.try_join_next().is_some() {}
+        ensure!(silent.is_empty(), "{} are not", silent.len());
+        Ok(())
+    })
+    .await?;
+    println!("at most {most} at one time");
+    ensure!(most > 0.0 && most <= BOUND, "{most} at one time");
+    eventually("nobody is left", Duration::from_secs(30), async || {
+        let is = inside().await?;
+        ensure!(is == 0.0, "{is}");
+        Ok(())
+    })
+    .await?;
+    // Agents have sessions, and kept them.
+    f.all_agents_connected().await
 }
 
 async fn own_node_only(f: Fixture) -> anyhow::Result<()> {
