@@ -8,6 +8,8 @@
 //! A scrape reads memory and `/proc/self`, nothing of the hardware: it never waits for a driver, and never makes it work.
 
 mod dcgm;
+#[cfg(test)]
+mod documented;
 mod own;
 pub mod text;
 
