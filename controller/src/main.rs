@@ -62,6 +62,12 @@ fn main() -> anyhow::Result<()> {
 
 async fn release(settings: &Settings) -> anyhow::Result<()> {
     let client = client::connect().await?;
-    placement::release::release(client.clone(), settings).await?;
-    nodes::take_all_taints(&client).await.map_err(anyhow::Error::msg)
+    let gates = placement::release::release(client.clone(), settings).await;
+    // Gates that are left, whatever keeps them, keep no taint: the next try may not come.
+    let taints = nodes::take_all_taints(&client).await;
+    if let Err(left) = &taints {
+        tracing::error!("{left}");
+    }
+    gates?;
+    taints.map_err(anyhow::Error::msg)
 }

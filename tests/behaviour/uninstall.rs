@@ -1,26 +1,33 @@
-//! `helm uninstall` leaves no gate behind and restarts nothing; a cluster without a device plugin gets told.
+//! `helm uninstall` leaves no gate and no taint behind and restarts nothing; a cluster without a device plugin gets told.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::ensure;
+use berth_crds::access::UNHEALTHY_TAINT;
 use berth_crds::names;
-use berth_tests::{Fixture, Suite, eventually};
+use berth_tests::{Fixture, NAMESPACE, Suite, eventually};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Patch, PatchParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
+/// A node that is tainted for its health.
+const ILL: &str = "t4-0";
+/// A pod that may not be changed, and the policy that says so.
+const STUBBORN: &str = "stubborn";
+
 fn main() -> ExitCode {
     Suite::new("uninstall")
+        .values(json!({"health": {"taint": "any"}}))
         .trial(
             "without a device plugin anywhere the message says that one is required",
             |c| no_device_plugin(Fixture::new(c)),
         )
         .trial(
-            "uninstall releases waiting pods and templates and restarts nothing",
+            "uninstall releases nodes, waiting pods and templates and restarts nothing, what stands in its way is tried again",
             |c| uninstall(Fixture::new(c)),
         )
         .run()
@@ -62,6 +69,53 @@ async fn no_device_plugin(f: Fixture) -> anyhow::Result<()> {
     f.delete_namespace(&ns).await
 }
 
+async fn expect_taint(f: &Fixture, wanted: bool) -> anyhow::Result<()> {
+    eventually(
+        &format!("taint on {ILL}: {wanted}"),
+        Duration::from_secs(90),
+        async || {
+            let taints = Api::<Node>::all(f.client()).get(ILL).await?.spec.and_then(|s| s.taints);
+            let is = taints.iter().flatten().any(|t| t.key == UNHEALTHY_TAINT);
+            ensure!(is == wanted, "{taints:?}");
+            Ok(())
+        },
+    )
+    .await
+}
+
+/// A waiting pod that nobody may change.
+async fn stand_in_the_way(f: &Fixture, ns: &str) -> anyhow::Result<()> {
+    let policy = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+         "metadata": {"name": STUBBORN},
+         "spec": {
+             "matchConstraints": {"resourceRules": [
+                 {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["UPDATE"]}]},
+             "validations": [{"expression": format!("object.metadata.name != '{STUBBORN}'")}]}},
+        {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+         "metadata": {"name": STUBBORN},
+         "spec": {"policyName": STUBBORN, "validationActions": ["Deny"]}},
+    ]});
+    f.cluster.apply(&policy.to_string()).await?;
+    let pod = json!({
+        "metadata": {"name": STUBBORN, "annotations": {"berth.dev/gpu-class": "b200"}},
+        "spec": {"schedulingGates": [{"name": names::GATE}], "containers": [
+            {"name": "c", "image": "x", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
+    });
+    let pods = Api::<Pod>::namespaced(f.client(), ns);
+    pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+        .await?;
+    eventually("nobody may change it", Duration::from_secs(30), async || {
+        let change = json!({"metadata": {"annotations": {"test": "x"}}});
+        let changed = pods
+            .patch(STUBBORN, &PatchParams::default(), &Patch::Merge(&change))
+            .await;
+        ensure!(changed.is_err(), "it was changed");
+        Ok(())
+    })
+    .await
+}
+
 async fn uninstall(f: Fixture) -> anyhow::Result<()> {
     let ns = f.namespace("leaving").await?;
     f.apply_vllm(
@@ -90,16 +144,23 @@ async fn uninstall(f: Fixture) -> anyhow::Result<()> {
     };
     let before = running().await?;
     ensure!(before.len() == 2);
-    f.helm(&[
-        "uninstall",
-        "berth",
-        "-n",
-        "berth-system",
-        "--wait",
-        "--timeout",
-        "120s",
-    ])
-    .await?;
+    f.cluster.node(ILL)?.nvml().change(|state| {
+        state.gpus[0].push_xid(62);
+        Ok(())
+    })?;
+    expect_taint(&f, true).await?;
+    stand_in_the_way(&f, &ns).await?;
+    let uninstalled = async {
+        let words = ["uninstall", "berth", "-n", NAMESPACE, "--wait", "--timeout", "180s"];
+        f.helm(&words).await
+    };
+    let out_of_the_way = async {
+        // Pods that cannot be released keep no node tainted.
+        expect_taint(&f, false).await?;
+        f.kubectl(&["delete", "validatingadmissionpolicybindings", STUBBORN])
+            .await
+    };
+    tokio::try_join!(uninstalled, out_of_the_way)?;
 
     for deployment in Api::<Deployment>::namespaced(f.client(), &ns)
         .list(&Default::default())
@@ -141,7 +202,7 @@ async fn uninstall(f: Fixture) -> anyhow::Result<()> {
     // The users' objects are still there, and nothing of ours runs.
     f.kubectl(&["get", "aid", "-n", &ns, "runs"]).await?;
     eventually("no pod of ours", Duration::from_secs(30), async || {
-        let left = Api::<Pod>::namespaced(f.client(), "berth-system")
+        let left = Api::<Pod>::namespaced(f.client(), NAMESPACE)
             .list(&Default::default())
             .await?;
         ensure!(
