@@ -1,28 +1,48 @@
-//! Programs that tests run beside our own, as the images of the engines have them: installed where they are missing and this is possible.
+//! Programs that tests need beside our own (those of the engines' images, compiler and emulator for another architecture): installed where
+//! they are missing and this is possible.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-/// Program and its Debian package.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("sh", "dash"),
-    ("curl", "curl"),
-    ("tar", "tar"),
-    ("gzip", "gzip"),
-    ("find", "findutils"),
-    ("awk", "mawk"),
+/// Programs, each with the Debian packages that it takes.
+type Programs = [(&'static str, &'static [&'static str])];
+
+/// What the behaviour tests run.
+const PROGRAMS: &Programs = &[
+    ("sh", &["dash"]),
+    ("curl", &["curl"]),
+    ("tar", &["tar"]),
+    ("gzip", &["gzip"]),
+    ("find", &["findutils"]),
+    ("awk", &["mawk"]),
     // Its tools are those of the image that downloads MLModels.
-    ("busybox", "busybox-static"),
+    ("busybox", &["busybox-static"]),
 ];
 
-/// Installs what is missing.
+/// What builds for arm64 elsewhere, and runs it.
+const ARM64: &Programs = &[
+    // The C library is recommended alone.
+    (
+        "aarch64-linux-gnu-gcc",
+        &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+    ),
+    ("qemu-aarch64", &["qemu-user"]),
+];
+
+/// Installs what is missing of the programs that tests run.
 pub fn ensure() -> anyhow::Result<()> {
-    let missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !is_there(program))
-        .map(|(_, package)| *package)
-        .collect();
+    install(PROGRAMS)
+}
+
+/// Installs what is missing to build for arm64 and to run it.
+pub fn ensure_arm64() -> anyhow::Result<()> {
+    install(ARM64)
+}
+
+fn install(programs: &Programs) -> anyhow::Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !is_there(program));
+    let missing: Vec<&str> = missing.flat_map(|(_, packages)| *packages).copied().collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 //! - `up`, `driver`, `down`: a whole cluster on this machine
 //! - `test`: everything that must hold before a change is merged
 //! - `gen`: files that are made from the code
+//! - `arm64`: what runs on nodes, built for arm64 and run by an emulator
 //! - `hardware`: a machine with real GPUs, read by Berth and by nvidia-smi
 //! - `bench`: measurements
 
@@ -14,6 +15,7 @@ macro_rules! say {
     }};
 }
 
+mod arm64;
 mod bench;
 mod down;
 mod driver;
@@ -52,6 +54,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Build agent and probe for arm64, and compare what they say, emulated, with what those of this machine say.
+    Arm64,
     /// Compare what Berth reads of this machine's GPUs with nvidia-smi.
     Hardware(hardware::Args),
     /// Measure.
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Driver(args) => driver::run(&args),
         Command::Down(args) => down::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Arm64 => arm64::run(),
         Command::Hardware(args) => hardware::run(&args),
         Command::Gen { check } => r#gen::run(check),
         Command::Bench { bench } => bench.run(),

@@ -41,8 +41,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     step("unit tests", || {
         cargo(&["test", "--workspace", "--lib", "--bins"], &filter)
     })?;
+    let mut arm64 = None;
+    if args.filter.is_none() {
+        step("arm64", || {
+            arm64 = crate::arm64::compare()?;
+            Ok(())
+        })?;
+    }
     step("behaviour tests", || behaviour(&filter))?;
     say!("\nall passed in {} s", started.elapsed().as_secs());
+    if let Some(why) = arm64 {
+        say!("arm64 was NOT checked: {why}");
+    }
     Ok(())
 }
 
@@ -97,7 +107,8 @@ fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn command(args: &[&str]) -> anyhow::Result<Command> {
+/// Cargo in this checkout, as every step runs it.
+pub(crate) fn command(args: &[&str]) -> anyhow::Result<Command> {
     let mut command = toolchain::cargo();
     command
         .current_dir(berth_local::checkout())
@@ -108,8 +119,8 @@ fn command(args: &[&str]) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// This program was built into the same folder as the others.
-fn programs() -> anyhow::Result<PathBuf> {
+/// Folder of our own programs: this one was built into the same.
+pub(crate) fn programs() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program's own folder")?;
     own.parent().map(PathBuf::from).context("this program has no folder")
 }
