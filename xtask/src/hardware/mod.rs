@@ -46,6 +46,9 @@ struct Ours {
 /// Prints both tables. Fails where a field differs.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let ours = ask_agent(args)?;
+    if let Some(why) = unread(&ours.check) {
+        bail!("nothing to compare: {why}");
+    }
     let theirs = smi::parse(&match &args.xml {
         Some(file) => std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?,
         None => output(Command::new("nvidia-smi").args(["-q", "-x"]), &[0])?.0,
@@ -90,6 +93,12 @@ fn ask_agent(args: &Args) -> anyhow::Result<Ours> {
         check: serde_json::from_str(&check).context("berth-agent check printed no JSON")?,
         log: first + &second,
     })
+}
+
+/// Why NVML told the agent nothing, in its own words, where it did not.
+fn unread(check: &Value) -> Option<String> {
+    let text = |name: &str| check[name].as_str().unwrap_or("not told");
+    (text("nvml") != "Ready").then(|| format!("NVML is {}: {}", text("nvml"), text("message")))
 }
 
 /// Standard output and error of a command that ends with one of these codes.
@@ -159,6 +168,17 @@ mod tests {
         for call in calls {
             assert!(PAGE.contains(&format!("`{call}`")), "{call} is not in docs/hardware.md");
         }
+    }
+
+    #[test]
+    fn a_machine_of_which_nothing_is_read_says_why() {
+        let check = |state| serde_json::json!({"nvml": state, "message": "no library"});
+        assert_eq!(super::unread(&check("Ready")), None);
+        assert_eq!(
+            super::unread(&check("NoLibrary")).unwrap(),
+            "NVML is NoLibrary: no library"
+        );
+        assert!(super::unread(&serde_json::json!({})).is_some());
     }
 
     #[test]
