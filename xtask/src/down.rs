@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder that holds everything of the cluster.
-    #[arg(long, default_value = ".local")]
+    #[arg(long, default_value_os_t = status::default_folder())]
     pub state: PathBuf,
 }
 

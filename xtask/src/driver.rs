@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use berth_local::controlplane;
 use berth_local::fleet::Node;
+use berth_local::{controlplane, state};
 use clap::ValueEnum;
 
 /// Arguments of `driver`.
@@ -15,7 +15,7 @@ pub struct Args {
     /// What its driver is to be.
     driver: Driver,
     /// Folder that holds everything of the cluster.
-    #[arg(long, default_value = ".local")]
+    #[arg(long, default_value_os_t = crate::status::default_folder())]
     state: PathBuf,
 }
 
@@ -29,7 +29,9 @@ enum Driver {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let state = std::fs::canonicalize(&args.state).context("no cluster is running: `cargo xtask up` starts one")?;
+        const NONE: &str = "no cluster is running: `cargo xtask up` starts one";
+        let state = std::fs::canonicalize(&args.state).context(NONE)?;
+        state::held_by(&state).context(NONE)?;
         let client = controlplane::client(&state.join("kubeconfig")).await?;
         let node = Node::open(&state, &args.node, client)?;
         node.set_driver(args.driver == Driver::Present).await?;

@@ -1,5 +1,6 @@
 //! How far a run of `up` has come: written by the process that owns the cluster, read by others.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,28 @@ pub struct Status {
     pub owner: Identity,
     /// How far it is.
     pub phase: Phase,
-    /// Folder of kubectl and helm, once they are there.
+    /// What can be reached, once it is there.
+    pub reach: Option<Reach>,
+}
+
+/// What a person can reach of a running cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// The kubeconfig; the logs lie beside it.
+    pub kubeconfig: PathBuf,
+    /// Folder of kubectl and helm.
     pub tools: Option<PathBuf>,
+    /// HTTP of the controller that leads.
+    pub controller: SocketAddr,
+    /// A node with GPUs and a driver, and HTTP of its agent.
+    pub node: Option<(String, Option<SocketAddr>)>,
+    /// A node whose driver is missing.
+    pub bare: Option<String>,
+}
+
+/// Where a cluster is unless told otherwise: the same wherever in the checkout one is.
+pub fn default_folder() -> PathBuf {
+    berth_local::checkout().join(".local")
 }
 
 /// How far a run is.
@@ -29,7 +50,7 @@ pub enum Phase {
 
 impl Status {
     /// Writes the status of this process.
-    pub fn write(state: &Path, phase: Phase, tools: Option<PathBuf>) -> anyhow::Result<()> {
+    pub fn write(state: &Path, phase: Phase, reach: Option<Reach>) -> anyhow::Result<()> {
         let path = state.join("status.json");
         let new = state.join("status.json.new");
         std::fs::write(
@@ -37,7 +58,7 @@ impl Status {
             serde_json::to_vec(&Self {
                 owner: Identity::own(),
                 phase,
-                tools,
+                reach,
             })?,
         )
         .and_then(|()| std::fs::rename(&new, &path))

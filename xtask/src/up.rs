@@ -15,7 +15,6 @@ use anyhow::{Context, bail};
 use berth_local::cluster::STEPS;
 use berth_local::process::{self, Identity};
 use berth_local::state::{StateFolder, held_by};
-use berth_local::toolchain::Tool;
 use berth_local::{Cluster, Fleet, Install, Options, Progress, Signals, controlplane};
 
 use crate::show;
@@ -31,7 +30,7 @@ pub struct Args {
     #[arg(long)]
     fleet: Option<PathBuf>,
     /// Folder for everything of the cluster.
-    #[arg(long, default_value = ".local")]
+    #[arg(long, default_value_os_t = status::default_folder())]
     state: PathBuf,
     /// Values of the chart, a YAML file.
     #[arg(long)]
@@ -71,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         progress: Progress::stdout(STEPS + show::STEPS),
         ..Options::new(fleet)
     };
-    runtime.block_on(serve(&args.state, options))
+    runtime.block_on(serve(&args.state, options, args.supervised))
 }
 
 /// Whether a healthy cluster runs in this folder; an unhealthy one is ended.
@@ -88,12 +87,14 @@ async fn is_running(state: &Path) -> anyhow::Result<bool> {
             owner.pid,
             state.display()
         ),
-        Phase::Ready if answers(&state.join("kubeconfig")).await => {
-            say!("a cluster is running already (process {})\n", owner.pid);
-            say!("{}", show::hints(&state.join("kubeconfig"), status.tools.as_deref()));
-            Ok(true)
-        }
-        Phase::Ready => takeover(&owner).await,
+        Phase::Ready => match status.reach {
+            Some(reach) if answers(&reach.kubeconfig).await => {
+                say!("a cluster is running already (process {})\n", owner.pid);
+                say!("{}", show::hints(&reach));
+                Ok(true)
+            }
+            _ => takeover(&owner).await,
+        },
     }
 }
 
@@ -115,8 +116,8 @@ async fn takeover(owner: &Identity) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-/// Runs the cluster in this process until a signal or a failure.
-async fn serve(state: &Path, options: Options) -> anyhow::Result<()> {
+/// Runs the cluster in this process until a signal or a failure; `supervised`: in the background.
+async fn serve(state: &Path, options: Options, supervised: bool) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let folder = StateFolder::lock(state)?;
     let path = folder.path().to_path_buf();
@@ -131,7 +132,7 @@ async fn serve(state: &Path, options: Options) -> anyhow::Result<()> {
         }
     };
     let outcome = tokio::select! {
-        outcome = present(&cluster, &progress) => match outcome {
+        outcome = present(&cluster, &progress, supervised) => match outcome {
             Ok(()) => tokio::select! {
                 name = signals.next() => { say!("\n{name}: ending the cluster"); Ok(()) }
                 error = cluster.failed() => Err(error.into()),
@@ -148,13 +149,15 @@ async fn serve(state: &Path, options: Options) -> anyhow::Result<()> {
     outcome
 }
 
-async fn present(cluster: &Cluster, progress: &Progress) -> anyhow::Result<()> {
+async fn present(cluster: &Cluster, progress: &Progress, supervised: bool) -> anyhow::Result<()> {
     show::example(cluster, progress).await?;
-    let tools = cluster.tool(Tool::Kubectl).parent().map(Path::to_path_buf);
-    say!("\n{}", show::hints(cluster.kubeconfig(), tools.as_deref()));
-    say!("Ctrl-C or `cargo xtask down` ends the cluster.");
+    let reach = show::reach(cluster).await?;
+    say!("\n{}", show::hints(&reach));
+    if !supervised {
+        say!("Ctrl-C ends the cluster, too.");
+    }
     let _ = std::io::stdout().flush();
-    Status::write(cluster.state(), Phase::Ready, tools)
+    Status::write(cluster.state(), Phase::Ready, Some(reach))
 }
 
 /// Starts this program again in the background, and follows its log until the cluster is ready.
