@@ -63,9 +63,20 @@ impl Validation {
         Some(Self { thread, found })
     }
 
+    /// Whether there is, or will be, something found that was not told.
+    pub fn is_awaited(&self) -> bool {
+        let all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_pending() || all.values().any(|found| matches!(found, Found::Valid(_)))
+    }
+
+    /// Whether its last answer is still to be waited for.
+    fn is_pending(&self) -> bool {
+        !self.thread.has_ended() && !self.thread.is_stuck()
+    }
+
     /// Puts what was found into a round that is about to be told: all of it once the last answer is there, or is not to be waited for.
     pub fn tell(&self, round: &mut Round) {
-        let is_pending = !self.thread.has_ended() && !self.thread.is_stuck();
+        let is_pending = self.is_pending();
         round.node.slow_pending = is_pending;
         let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         for gpu in &mut round.gpus {
@@ -79,6 +90,14 @@ impl Validation {
                 Some(Found::Valid(_) | Found::Unclear) | None => gpu.unclear.push(CALL.into()),
             }
         }
+    }
+}
+
+/// The same where the validation could not begin yet.
+pub fn is_to_come(round: &mut Round) {
+    round.node.slow_pending = true;
+    for gpu in &mut round.gpus {
+        gpu.unclear.push(CALL.into());
     }
 }
 

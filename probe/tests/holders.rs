@@ -187,7 +187,7 @@ async fn a_worker_that_comes_back_beside_another_is_closed_within_the_deadline()
 }
 
 #[tokio::test]
-async fn a_gpu_that_is_bound_during_a_validation_is_listed_after_it() {
+async fn a_gpu_that_is_bound_during_a_validation_is_listed_after_it_and_validated_with_the_others() {
     let mut node = Node::start(Some(gpus(1)), "1s");
     node.until(|reply| reply.gpus.len() == 1).await;
     node.faults([Fault::of(INFOROM, Effect::DelayMs(6000))]);
@@ -202,6 +202,19 @@ async fn a_gpu_that_is_bound_during_a_validation_is_listed_after_it() {
     std::fs::write(bound.join("0000:11:00.0"), "").unwrap();
     // Opened anew at once, with what holds the library in the way, it lists what it listed before.
     node.until(|reply| reply.gpus.len() == 2).await;
+    // Nobody asks for it again: whoever asked does so once an hour.
+    node.faults([]);
+    let start = Instant::now();
+    loop {
+        let reply = node.checks(false).await;
+        let found: Vec<_> = reply.gpus.iter().map(|gpu| gpu.inforom_valid).collect();
+        if found == [Some(true); 2] {
+            break;
+        }
+        let is_pending = reply.node.as_ref().unwrap().slow_pending;
+        assert!(is_pending && start.elapsed() < PATIENCE, "{reply:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

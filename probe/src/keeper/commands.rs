@@ -4,6 +4,7 @@ use berth_core::facts::{NvmlStatus, Round};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Keeper;
+use crate::inforom;
 use crate::processes::OnGpu;
 use crate::session::{Inventory, Readings, Session};
 
@@ -108,8 +109,12 @@ impl Keeper {
             Command::Checks(slow, reply) => {
                 let mut found = self.check(slow).await;
                 // Each answer goes out once, and not to somebody who has gone.
-                if let (Some(round), Some(validation), false) = (&mut found, &self.validation, reply.is_closed()) {
-                    validation.tell(round);
+                if let (Some(round), false) = (&mut found, reply.is_closed()) {
+                    match &self.validation {
+                        Some(validation) => validation.tell(round),
+                        None if self.owes_validation => inforom::is_to_come(round),
+                        None => {}
+                    }
                 }
                 let _ = reply.send(self.with_state(found));
             }

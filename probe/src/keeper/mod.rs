@@ -55,6 +55,7 @@ pub fn start(args: &Serve, feed: Feed) -> Handle {
         until: Instant::now(),
         holders: Holders::new(args.call_timeout, args.slow_call_timeout),
         validation: None,
+        owes_validation: false,
         feed,
         back,
         next_id: 1,
@@ -99,6 +100,8 @@ struct Keeper {
     holders: Holders,
     /// The infoROMs' last validation, under way or done.
     validation: Option<Validation>,
+    /// One was asked for and not begun, or its answers were lost when NVML was closed: whoever asked does not ask again for long.
+    owes_validation: bool,
     feed: Feed,
     back: mpsc::UnboundedSender<u64>,
     next_id: u64,

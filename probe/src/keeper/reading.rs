@@ -44,7 +44,10 @@ impl Keeper {
 
     /// A round of checks, without what takes long; `slow`: that is begun.
     pub(super) async fn check(&mut self, slow: bool) -> Option<Round> {
-        let begin = (slow && !self.holders.validate()).then(|| self.holders.clone());
+        let is_under_way = self.holders.validate();
+        // One under way answers whoever asks meanwhile, unless what it finds is told to nobody any more.
+        self.owes_validation |= slow && !(is_under_way && self.validation.is_some());
+        let begin = (self.owes_validation && !is_under_way).then(|| self.holders.clone());
         let (round, begun) = self
             .read(move |session, clock| {
                 let round = session.checks(clock)?;
@@ -54,6 +57,7 @@ impl Keeper {
             .await?;
         if begun.is_some() {
             self.validation = begun;
+            self.owes_validation = false;
         }
         Some(round)
     }

@@ -95,7 +95,8 @@ impl Keeper {
     /// The threads that share the session's library are asked to let go of it.
     pub(super) fn retire_watchers(&mut self) {
         self.watchers.clear();
-        // What was found is of GPUs that may be others when the driver is back.
-        self.validation = None;
+        // What was found is of GPUs that may be others when the driver is back. What was not told is found anew then.
+        let lost = self.validation.take().is_some_and(|validation| validation.is_awaited());
+        self.owes_validation |= lost;
     }
 }
