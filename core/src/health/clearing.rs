@@ -1,9 +1,11 @@
 //! What ends a fault, and by what it is seen.
 
+use serde::{Deserialize, Serialize};
+
 use crate::facts::GpuChecks;
 
 /// What is proven of a GPU, from the least to the most. A fault needs one of them; what proves more ends it as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Proof {
     /// The driver recommends nothing (field 230 reads none). Says nothing of a double-bit error, a lost GPU or an XID that asks for a reset.
     NothingAsked,
@@ -25,13 +27,19 @@ const LINK_ERRORS_FELL: u8 = 8;
 /// It was lost and answers again. NVML is held open all the while, which keeps a reset out: a link that comes and goes looks the same.
 const CAME_BACK: u8 = 16;
 
-/// What was read last, and the signs in it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Signs {
+/// What tells of a reset when it is read again. What could not be read last is as it was before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Readings {
     recovery_action: Option<u32>,
     ecc: Option<u64>,
     replays: Option<u64>,
     link_errors: Option<u64>,
+}
+
+/// What was read last, and the signs in it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Signs {
+    last: Readings,
     /// Of this round of readings and of the one before: a reset can come in the middle of a round.
     recent: [u8; 2],
     lost: Option<Lost>,
@@ -57,29 +65,47 @@ impl Signs {
         self.lost = self.lost.map(|_| Lost::Sampled);
     }
 
+    /// What was read last.
+    pub fn readings(&self) -> Readings {
+        self.last
+    }
+
+    /// What was read before anything that is known here.
+    pub fn recall(&mut self, before: Readings) -> Option<(Proof, &'static str)> {
+        let since = std::mem::replace(&mut self.last, before);
+        self.on_readings(since)
+    }
+
     /// A whole round of readings. What is missing in it stays as it was.
     pub fn on_checks(&mut self, new: &GpuChecks) -> Option<(Proof, &'static str)> {
-        let asks_nothing = new
-            .recovery_action
-            .or(self.recovery_action)
-            .is_none_or(|action| action == 0);
+        self.on_readings(Readings {
+            recovery_action: new.recovery_action,
+            ecc: new.ecc_uncorrected_volatile,
+            replays: new.pcie_replays,
+            link_errors: new.nvlink_crc_errors,
+        })
+    }
+
+    fn on_readings(&mut self, new: Readings) -> Option<(Proof, &'static str)> {
+        let last = &mut self.last;
+        let was_asked = last.recovery_action;
+        last.recovery_action = new.recovery_action.or(was_asked);
+        let asks_nothing = last.recovery_action.is_none_or(|action| action == 0);
         let mut signs = 0;
-        let withdrawn =
-            self.recovery_action.is_some_and(|was| ENDS_WITH_A_RESET.contains(&was)) && new.recovery_action == Some(0);
+        let withdrawn = was_asked.is_some_and(|was| ENDS_WITH_A_RESET.contains(&was)) && new.recovery_action == Some(0);
         if withdrawn {
             signs |= ADVICE_WITHDRAWN;
         }
         for (sign, was, is) in [
-            (ECC_FELL, &mut self.ecc, new.ecc_uncorrected_volatile),
-            (REPLAYS_FELL, &mut self.replays, new.pcie_replays),
-            (LINK_ERRORS_FELL, &mut self.link_errors, new.nvlink_crc_errors),
+            (ECC_FELL, &mut last.ecc, new.ecc),
+            (REPLAYS_FELL, &mut last.replays, new.replays),
+            (LINK_ERRORS_FELL, &mut last.link_errors, new.link_errors),
         ] {
             if was.zip(is).is_some_and(|(was, is)| is < was) {
                 signs |= sign;
             }
             *was = is.or(*was);
         }
-        self.recovery_action = new.recovery_action.or(self.recovery_action);
         self.recent = [signs, self.recent[0]];
         let mut seen = self.recent[0] | self.recent[1];
         if self.lost == Some(Lost::Sampled) {

@@ -32,7 +32,7 @@ pub use clearing::Proof;
 pub use duplicates::Recent;
 pub use node::{NodeState, all_out, cause_told, is_of_hardware};
 pub use reason::Reason;
-pub use tracker::{Tracker, VERIFY_FOR};
+pub use tracker::{Memory, Remembered, Tracker, VERIFY_FOR};
 pub use xid::{Bucket, Effect, Part, Verdict, judge};
 
 use serde::{Deserialize, Serialize};

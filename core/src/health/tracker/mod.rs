@@ -7,12 +7,14 @@
 //!
 //! What was only Suspect needs no verification. A MIG slice has a record of its own, and is never better than its GPU.
 
+mod memory;
 mod record;
 mod slices;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use self::memory::{Memory, Remembered};
 use self::record::Record;
 use self::slices::Slices;
 use super::assess::missing_gpus;
@@ -42,6 +44,8 @@ pub struct Tracker {
     node: checks::Node,
     /// Seen before an inventory named their GPU, and when.
     unplaced: VecDeque<(GpuEvent, Duration)>,
+    /// Of an earlier life, before NVML has listed the GPUs.
+    remembered: Vec<Remembered>,
     /// Version of the kernel driver when one was loaded last.
     driver_version: Option<String>,
     /// The kernel driver was gone since NVML last answered: everything on it was reset.
@@ -112,6 +116,7 @@ impl Tracker {
         self.know(&facts.gpus);
         self.see_drivers();
         if facts.nvml.state == NvmlState::Ready {
+            self.recall();
             self.compare_with_list();
             self.driver_went = false;
         }

@@ -64,6 +64,11 @@ impl Record {
         }
     }
 
+    /// What an event left.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
     /// The worse of an event's fault and a finding; the fault where they are equally bad.
     fn held(&self) -> Option<&Fault> {
         match (&self.fault, &self.finding) {

@@ -52,6 +52,19 @@ impl Slices {
         concerned.map(|slice| slice.record.hold(fault.clone())).count() > 0
     }
 
+    /// What events left, by UUID.
+    pub fn faults(&self) -> impl Iterator<Item = (&str, &Fault)> {
+        let slices = self.0.iter();
+        slices.filter_map(|(uuid, slice)| Some((&**uuid, slice.record.fault()?)))
+    }
+
+    /// Holds what was held against a slice before. One that is gone took it along.
+    pub fn hold_again(&mut self, uuid: &str, fault: Fault) {
+        if let Some(slice) = self.0.get_mut(uuid) {
+            slice.record.hold(fault);
+        }
+    }
+
     /// Something is proven of the GPU.
     pub fn end(&mut self, proof: Proof, by: &str) {
         self.0.values_mut().for_each(|slice| slice.record.end(proof, by));

@@ -10,6 +10,8 @@ mod nvlink5;
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 use self::nvlink::Bits;
 use self::nvlink5::Action;
 use super::clearing::Proof;
@@ -55,7 +57,7 @@ pub enum Bucket {
 }
 
 /// What an event does to a GPU's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Effect {
     /// Counted, nothing more.
     Counted,

@@ -4,6 +4,7 @@ mod ends;
 mod events;
 mod findings;
 mod lists;
+mod memory;
 mod slices;
 
 use super::*;
