@@ -226,7 +226,8 @@ impl Link {
         loop {
             tokio::select! {
                 // Orders are heard while there is no room to speak. Room first, then the message: it is made of the newest.
-                room = up.reserve(), if unsent => {
+                // The welcome before all: what is held since before this process started is part of the first word.
+                room = up.reserve(), if unsent && greeted.is_some() => {
                     let room = room.map_err(|_| hung_up())?;
                     let renew = renewal.take().map(|token| session.renew(token));
                     match renew.or_else(|| self.next(&mut session)) {
@@ -287,6 +288,8 @@ impl Link {
                     "session with the controller"
                 );
                 self.set_interval(welcome.sample_interval_ms);
+                self.picture
+                    .update(|state, _, _| state.handover.on_welcome(welcome.memory));
             }
             Some(Body::Ack(ack)) => {
                 if let Some(sent) = session.acknowledged(ack.seq) {

@@ -13,6 +13,7 @@ mod backoff;
 mod check;
 mod dead_band;
 mod facts;
+mod handover;
 mod http;
 mod labels;
 mod link;

@@ -142,7 +142,9 @@ impl Observer {
         // What could not be read says nothing: least of all that it is gone.
         let found = sysfs::scan(root)?;
         let pci = sysfs::pci::readings(root, &found.pci, nvswitches);
+        let bindings = sysfs::bindings(root, &found.pci);
         self.metrics.scanned(cause);
+        self.picture.update(|state, _, _| state.handover.on_bindings(bindings));
         self.on_scan(found, &pci, cause, began);
         Ok(())
     }

@@ -9,6 +9,7 @@ use berth_core::health::{GpuHealth, NodeHealth, Recent, Tracker};
 use tokio::sync::watch;
 
 use crate::facts::Facts;
+use crate::handover::Handover;
 use crate::pods::Pods;
 use crate::ring::Ring;
 use crate::xids::Xids;
@@ -43,6 +44,8 @@ pub struct State {
     pub facts: Facts,
     /// How healthy.
     pub tracker: Tracker,
+    /// What outlives this process.
+    pub handover: Handover,
     /// Events not yet acknowledged.
     pub ring: Ring,
     /// Events of the last moments: what two sources tell of counts once.
@@ -76,7 +79,10 @@ impl Picture {
     pub fn new() -> Self {
         Self(Arc::new(Shared {
             epoch: Instant::now(),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                handover: Handover::new(),
+                ..State::default()
+            }),
             revision: watch::Sender::default(),
         }))
     }
@@ -101,6 +107,13 @@ impl Picture {
         let mut state = self.lock();
         let mut revision = *self.0.revision.borrow();
         let result = change(&mut state, &mut revision, now);
+        if let Some(memory) = state.handover.take_over() {
+            state.tracker.remember(memory);
+        }
+        let memory = state.tracker.memory();
+        if state.handover.keep(memory) {
+            revision.health += 1;
+        }
         // Against what followers were told last, because health changes with time alone, too.
         let health = state.tracker.health(now);
         if !same_health(&state.told, &health) {

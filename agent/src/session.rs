@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use berth_proto::v1::agent_message::Body;
-use berth_proto::v1::{AgentMessage, GpuEvents, Hello, Renew, Samples};
+use berth_proto::v1::{AgentMessage, GpuEvents, Hello, NodeHealth, Renew, Samples};
 use berth_proto::{PROTOCOL_MAX, PROTOCOL_MIN};
 
 use crate::dead_band::DeadBand;
@@ -58,7 +58,11 @@ impl Session {
         }
         if self.health != Some(revision.health) {
             self.health = Some(revision.health);
-            return Some(self.message(Body::Health(state.tracker.health(now).into())));
+            let health = NodeHealth {
+                memory: state.handover.sealed().to_vec(),
+                ..state.tracker.health(now).into()
+            };
+            return Some(self.message(Body::Health(health)));
         }
         if let Some((events, sent)) = state.ring.after(self.event, now) {
             self.event = sent.last;

@@ -455,6 +455,8 @@ impl From<health::NodeHealth> for v1::NodeHealth {
             nvml_state: v1::NvmlState::from(h.nvml.state).into(),
             message: h.nvml.message,
             missing_gpus: h.missing_gpus,
+            // Goes past the types of core: it is the agents' own.
+            memory: Vec::new(),
         }
     }
 }

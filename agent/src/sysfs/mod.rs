@@ -6,10 +6,14 @@ pub mod pci;
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use berth_core::facts::PciFunction;
 use berth_core::sysfs::{PCI, Tree};
 use rustix::io::Errno;
+
+use crate::handover::Bindings;
 
 pub use changes::{Ask, Cause, Changes};
 
@@ -33,6 +37,15 @@ pub fn scan(root: &Path) -> io::Result<Sysfs> {
         gpu.answers = pci::answers(&root.join(PCI).join(&gpu.pci_address));
     }
     Ok(found)
+}
+
+/// What tells the binding of a function to its driver from the next one: the number of the link, which the kernel makes anew each time.
+pub fn bindings(root: &Path, functions: &[PciFunction]) -> Bindings {
+    let binding = |function: &PciFunction| {
+        let link = root.join(PCI).join(&function.address).join("driver");
+        Some((function.address.clone(), fs::symlink_metadata(link).ok()?.ino()))
+    };
+    functions.iter().filter_map(binding).collect()
 }
 
 struct Folder<'a> {
@@ -101,7 +114,6 @@ fn hex(file: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_core::facts::PciFunction;
     use std::os::unix::fs::symlink;
 
     fn put(root: &Path, address: &str, files: &[(&str, &str)]) {

@@ -83,6 +83,7 @@ impl AgentLink for Service {
                 controller_version: "test".into(),
                 sample_interval_ms: 200,
                 token_expires_in_ms: 0,
+                memory: Vec::new(),
             })),
         };
         Ok(Response::new(Box::pin(

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use berth_proto::v1::agent_link_server::{AgentLink, AgentLinkServer};
@@ -88,7 +88,11 @@ impl Session {
     }
 }
 
-struct Service(mpsc::Sender<Session>);
+struct Service {
+    sessions: mpsc::Sender<Session>,
+    /// What the node's agent left for the next one.
+    memory: Arc<Mutex<Vec<u8>>>,
+}
 
 #[tonic::async_trait]
 impl AgentLink for Service {
@@ -111,15 +115,20 @@ impl AgentLink for Service {
             controller_version: "test".into(),
             sample_interval_ms: 100,
             token_expires_in_ms: 0,
+            memory: self.memory.lock().unwrap().clone(),
         };
         say.send(Ok(ControllerMessage {
             body: Some(Down::Welcome(welcome)),
         }))
         .await
         .unwrap();
-        let _ = self.0.send(Session { token, heard, say }).await;
+        let _ = self.sessions.send(Session { token, heard, say }).await;
+        let memory = Arc::clone(&self.memory);
         tokio::spawn(async move {
             while let Some(Ok(message)) = inbound.next().await {
+                if let Some(Body::Health(health)) = &message.body {
+                    memory.lock().unwrap().clone_from(&health.memory);
+                }
                 if hear.send(message).await.is_err() {
                     return;
                 }
@@ -148,11 +157,15 @@ impl Controller {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (send, sessions) = mpsc::channel(8);
+        let service = Service {
+            sessions: send,
+            memory: Arc::default(),
+        };
         tokio::spawn(
             Server::builder()
                 .tls_config(ServerTlsConfig::new().identity(identity))
                 .unwrap()
-                .add_service(AgentLinkServer::new(Service(send)))
+                .add_service(AgentLinkServer::new(service))
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         Self {

@@ -175,7 +175,11 @@ impl Link {
                 protocol,
                 mut agent_version,
             } => {
-                update(&mut |agent| merge::connected(agent, std::mem::take(&mut agent_version)))?;
+                let mut memory = Vec::new();
+                update(&mut |agent| {
+                    memory.clone_from(&agent.memory);
+                    merge::connected(agent, std::mem::take(&mut agent_version))
+                })?;
                 let name = BTreeSet::from([identity.node.clone()]);
                 let orders = orders::orders(&name, &self.cluster.read(), self.sampling);
                 let interval = orders.values().next().map(|o| o.sample_interval_ms);
@@ -187,10 +191,14 @@ impl Link {
                     controller_version: env!("CARGO_PKG_VERSION").into(),
                     sample_interval_ms: interval.unwrap_or_else(|| millis(self.sampling.busy)),
                     token_expires_in_ms: millis(until(identity.expires)),
+                    memory,
                 });
             }
             Step::Facts(mut facts) => update(&mut |agent| merge::facts(agent, std::mem::take(&mut facts), now))?,
-            Step::Health(mut health) => update(&mut |agent| merge::health(agent, std::mem::take(&mut health)))?,
+            Step::Health { mut health, mut memory } => update(&mut |agent| {
+                agent.memory = std::mem::take(&mut memory);
+                merge::health(agent, std::mem::take(&mut health))
+            })?,
             Step::Samples(mut samples) => {
                 update(&mut |agent| merge::samples(agent, std::mem::take(&mut samples), now))?;
             }

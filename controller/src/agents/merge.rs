@@ -181,6 +181,7 @@ mod tests {
             facts: None,
             facts_at: None,
             health: None,
+            memory: Vec::new(),
             samples: HashMap::new(),
             version: String::new(),
         }

@@ -23,6 +23,7 @@ fn hear(stream: &[u8]) -> Agent {
         facts: None,
         facts_at: None,
         health: None,
+        memory: Vec::new(),
         samples: HashMap::new(),
         version: String::new(),
     };
@@ -42,7 +43,7 @@ fn hear(stream: &[u8]) -> Agent {
                 merge::facts(&mut agent, (*facts).clone(), at);
                 assert_eq!(merge::facts(&mut agent, *facts, at), AgentChange::Nothing, "no news");
             }
-            Step::Health(health) => {
+            Step::Health { health, .. } => {
                 merge::health(&mut agent, health.clone());
                 assert_eq!(merge::health(&mut agent, health), AgentChange::Nothing, "no news");
             }

@@ -12,6 +12,8 @@ use super::refusal::Refusal;
 pub const MOST_SAMPLES: usize = 1024;
 /// Most pods that are kept of one device: above the replicas that anybody makes of a GPU.
 pub const MOST_PODS: usize = 256;
+/// Most bytes that are kept for a node's next agent: some hundreds a GPU, and any machine's GPUs.
+const MOST_MEMORY: usize = 256 * 1024;
 /// Most events in one message.
 const MOST_EVENTS: usize = 4096;
 
@@ -35,7 +37,12 @@ pub enum Step {
     /// Whole inventory.
     Facts(Box<NodeFacts>),
     /// Whole health.
-    Health(NodeHealth),
+    Health {
+        /// What it says.
+        health: NodeHealth,
+        /// What is to be handed to the node's next agent.
+        memory: Vec<u8>,
+    },
     /// GPUs that moved.
     Samples(Vec<GpuSample>),
     /// Faults as they were reported.
@@ -77,7 +84,14 @@ impl Session {
             (false, _) => return Err(Refusal::HelloMissing),
             (true, Some(Body::Hello(_))) => return Err(malformed("hello", "came twice".into())),
             (true, Some(Body::Inventory(facts))) => Step::Facts(Box::new(facts.try_into()?)),
-            (true, Some(Body::Health(health))) => Step::Health(health.into()),
+            (true, Some(Body::Health(mut health))) => {
+                let memory = std::mem::take(&mut health.memory);
+                at_most("health.memory", memory.len(), MOST_MEMORY)?;
+                Step::Health {
+                    health: health.into(),
+                    memory,
+                }
+            }
             (true, Some(Body::Samples(samples))) => {
                 at_most("samples.gpus", samples.gpus.len(), MOST_SAMPLES)?;
                 if samples.gpus.iter().any(|s| s.uuid.is_empty()) {
@@ -260,6 +274,10 @@ mod tests {
             })
         };
         let events = |events| Body::Events(v1::GpuEvents { events, lost: 0 });
+        let remembering = v1::NodeHealth {
+            memory: vec![0; MOST_MEMORY + 1],
+            ..v1::NodeHealth::default()
+        };
         let far = v1::PciFunction {
             vendor: 0x1_0000,
             ..v1::PciFunction::default()
@@ -271,6 +289,7 @@ mod tests {
             (inventory(vec![], vec![far]), "pci.vendor"),
             (events(vec![v1::GpuEvent::default()]), "event.kind"),
             (events(vec![v1::GpuEvent::default(); MOST_EVENTS + 1]), "events.events"),
+            (Body::Health(remembering), "health.memory"),
         ] {
             let refusal = greeted().take(message(2, body)).unwrap_err();
             assert!(refusal.to_string().starts_with(&format!("field {field}:")), "{refusal}");

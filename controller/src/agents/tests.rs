@@ -506,6 +506,37 @@ async fn a_session_ends_with_its_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_leaves_is_handed_to_the_next_of_its_node() {
+    let harbour = Harbour::open().await;
+    let welcomed = async |node: &str, pod: &str| {
+        let token = harbour.good(node, pod);
+        let mut call = harbour.call(Some(&format!("Bearer {token}"))).await.unwrap();
+        call.say(hello()).await;
+        match call.answer().await {
+            Answer::Welcome(welcome) => (call, welcome.memory),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (pod, had, leaves) in [
+        ("p1", "", "held"),
+        ("p2", "held", "more"),
+        ("p3", "more", ""),
+        ("p4", "", ""),
+    ] {
+        let (mut call, memory) = welcomed("n1", pod).await;
+        assert_eq!(memory, had.as_bytes(), "{pod}");
+        call.say(Body::Health(v1::NodeHealth {
+            memory: leaves.into(),
+            ..v1::NodeHealth::default()
+        }))
+        .await;
+        call.settle().await;
+        assert_eq!(welcomed("n2", "p9").await.1, b"", "of another node");
+    }
+    harbour.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_with_the_process() {
     let harbour = Harbour::open().await;
     let mut call = harbour.session(&harbour.good("n1", "p1")).await;

@@ -53,6 +53,8 @@ pub struct Agent {
     pub facts_at: Option<Instant>,
     /// Health; `None` until the first report.
     pub health: Option<NodeHealth>,
+    /// What came with it for the node's next agent, whatever it says; empty: nothing.
+    pub memory: Vec<u8>,
     /// Latest sample a GPU, with the moment it was taken.
     pub samples: HashMap<String, (GpuSample, Instant)>,
     /// Version the agent said in Hello.
@@ -443,6 +445,7 @@ impl Agent {
             facts: None,
             facts_at: None,
             health: None,
+            memory: Vec::new(),
             samples: HashMap::new(),
             version: String::new(),
         }

@@ -118,6 +118,7 @@ mod tests {
             facts: None,
             facts_at: None,
             health: None,
+            memory: Vec::new(),
             samples: HashMap::from([("GPU-1".to_owned(), (sample, now))]),
             version: String::new(),
         };

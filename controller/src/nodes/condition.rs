@@ -497,6 +497,7 @@ mod tests {
             facts: Some(with_card(Some("nvidia"))),
             facts_at: None,
             health: Some(health(state, &[(GpuState::Healthy, "")], 0)),
+            memory: Vec::new(),
             samples: HashMap::new(),
             version: String::new(),
         }

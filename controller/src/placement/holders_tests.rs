@@ -65,6 +65,7 @@ fn picture(now: Instant) -> Picture {
         }),
         facts_at: Some(now),
         health: None,
+        memory: Vec::new(),
         samples: [
             sample("GPU-0", &["a"]),
             sample("GPU-1", &[]),

@@ -38,6 +38,7 @@ fn picture(allocatable: i64, now: Instant) -> Picture {
             ..NodeFacts::default()
         }),
         facts_at: Some(now),
+        memory: Vec::new(),
         health: Some(NodeHealth {
             gpus: vec![GpuHealth {
                 uuid: uuid(3),
