@@ -73,6 +73,8 @@ struct Watched {
     held: Option<bool>,
     /// It left its driver or NVML's list.
     went: bool,
+    /// NVML listed it since the driver was loaded.
+    listed: bool,
     slices: Slices,
 }
 
@@ -114,9 +116,11 @@ impl Tracker {
         }
         self.facts = facts.clone();
         self.know(&facts.gpus);
-        self.see_drivers();
         if facts.nvml.state == NvmlState::Ready {
             self.recall();
+        }
+        self.see_drivers();
+        if facts.nvml.state == NvmlState::Ready {
             self.compare_with_list();
             self.driver_went = false;
         }
@@ -370,14 +374,19 @@ impl Tracker {
         }
     }
 
-    /// GPUs that are no longer ours to judge: neither NVML nor the vendor's driver has them, and that on purpose.
+    /// GPUs that are no longer ours to judge: neither NVML nor the vendor's driver has them, and that on purpose; or the driver, as it was told
+    /// when it was loaded, keeps them from everybody.
     fn drop_removed(&mut self) {
         if self.facts.nvml.state != NvmlState::Ready {
             return;
         }
         let facts = &self.facts;
-        self.gpus
-            .retain(|uuid, gpu| facts.gpus.iter().any(|g| g.uuid == *uuid) || !gpu.was_taken_away(facts));
+        let excludes = facts.driver.as_ref().and_then(|d| d.excluded_gpus).unwrap_or(0) > 0;
+        let all_are_accounted_for = excludes && missing_gpus(facts) == 0;
+        self.gpus.retain(|uuid, gpu| {
+            let is_excluded = all_are_accounted_for && !gpu.listed && gpu.held == Some(true);
+            facts.gpus.iter().any(|g| g.uuid == *uuid) || !(is_excluded || gpu.was_taken_away(facts))
+        });
     }
 
     fn know(&mut self, gpus: &[Gpu]) {
@@ -400,11 +409,15 @@ impl Tracker {
 
     /// NVML answers: who is there, who is not, and whose fault a fresh driver or a comeback ends.
     fn compare_with_list(&mut self) {
+        if self.driver_went {
+            self.gpus.values_mut().for_each(|gpu| gpu.listed = false);
+        }
         self.drop_removed();
         let listed: BTreeSet<&str> = self.facts.gpus.iter().map(|g| g.uuid.as_str()).collect();
         let driver_went = self.driver_went;
         for (uuid, gpu) in &mut self.gpus {
             if listed.contains(uuid.as_str()) {
+                gpu.listed = true;
                 if driver_went {
                     gpu.prove(Proof::Rebound, "the driver was loaded anew");
                 } else if gpu.went && !gpu.is_let_go(&self.facts) {

@@ -146,3 +146,47 @@ fn an_excluded_gpu_is_not_missed() {
         assert_eq!(tracker.health(Duration::ZERO).missing_gpus, missing, "{excluded:?}");
     }
 }
+
+#[test]
+fn a_gpu_that_a_new_driver_excludes_is_not_missed_and_one_that_vanishes_under_an_old_one_is() {
+    let excluding = |gpus: &[u32], excluded| NodeFacts {
+        driver: Some(NvidiaDriver {
+            version: "550.163.01".into(),
+            cuda_version: None,
+            nvml_version: None,
+            excluded_gpus: Some(excluded),
+        }),
+        ..facts(NvmlState::Ready, gpus)
+    };
+    for (what, is_new, excluded, gpus) in [
+        ("excluded by a new driver", true, 1, 1),
+        ("not listed by a new driver", true, 0, 2),
+        ("an old driver cannot exclude", false, 1, 2),
+    ] {
+        let mut before = ready();
+        if is_new {
+            before.on_inventory(&facts(NvmlState::NoDriver, &[0, 1]));
+        }
+        before.on_inventory(&excluding(&[0], excluded));
+        assert_eq!(states(&before, 1).len(), gpus, "{what}");
+        let mut after = Tracker::new();
+        after.remember(before.memory());
+        after.on_inventory(&excluding(&[0], excluded));
+        if is_new {
+            assert_eq!(states(&after, 1), states(&before, 1), "{what}: by another agent");
+        }
+    }
+    // A function that is another driver's shows later: until then one is missing.
+    let mut tracker = ready();
+    tracker.on_inventory(&facts(NvmlState::NoDriver, &[0, 1]));
+    let mut three = excluding(&[0], 1);
+    three.pci.push(PciFunction {
+        address: "0000:02:00.0".into(),
+        ..three.pci[0].clone()
+    });
+    tracker.on_inventory(&three);
+    assert_eq!(states(&tracker, 1)[1], (GpuState::Unhealthy, "GpuMissing".into()));
+    three.pci[2].driver = Some("vfio-pci".into());
+    tracker.on_inventory(&three);
+    assert_eq!(states(&tracker, 1).len(), 1);
+}
