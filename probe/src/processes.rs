@@ -131,8 +131,9 @@ impl Places {
     /// `None`: it is in no pod, or has ended.
     fn pod_uid(&self, pid: u32) -> Result<Option<String>, Blind> {
         let path = self.proc.join(pid.to_string()).join("cgroup");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(cgroup::pod_uid(&text)),
+        match std::fs::read(&path) {
+            // Whoever may make a cgroup may name it as they like.
+            Ok(text) => Ok(cgroup::pod_uid(&String::from_utf8_lossy(&text))),
             Err(error) if has_ended(&error) => Ok(None),
             Err(error) => Err(unreadable(&path)(error)),
         }
@@ -194,10 +195,11 @@ mod tests {
         let proc = dir.path().join("proc");
         fs::create_dir_all(proc.join("1/ns")).unwrap();
         symlink(namespace, proc.join("1/ns/pid")).unwrap();
+        let of_pod = |uid: &str| format!("0::/kubepods/pod{uid}/c\n").into_bytes();
         for (pid, cgroup) in [
-            (7, format!("0::/kubepods/pod{UID}/c\n")),
-            (8, "0::/system.slice/x.service\n".into()),
-            (9, "0::/kubepods/pod00000000-0000-0000-0000-000000000000/c\n".into()),
+            (7, of_pod(UID)),
+            (8, b"0::/system.slice/\xff.service\n".to_vec()),
+            (9, of_pod("00000000-0000-0000-0000-000000000000")),
         ] {
             fs::create_dir_all(proc.join(pid.to_string())).unwrap();
             fs::write(proc.join(pid.to_string()).join("cgroup"), cgroup).unwrap();
