@@ -86,6 +86,8 @@ impl Handover {
             mut memory,
             ..
         } = self.received.take()?;
+        // Until it is sealed anew, as it holds now.
+        (self.memory, self.sealed) = (Memory::default(), Vec::new());
         memory.gpus.retain(|gpu| {
             let still_holds = binding(gpu, &then) == binding(gpu, now);
             if still_holds {
@@ -200,6 +202,8 @@ mod tests {
             let taken = after.take_over().unwrap_or_default();
             assert_eq!(taken == held(), holds, "{what}");
             assert_eq!(after.take_over(), None, "once");
+            assert_eq!(after.keep(taken), holds, "{what}");
+            assert_eq!(after.sealed().is_empty(), !holds, "{what}: handed on");
         }
     }
 

@@ -125,6 +125,25 @@ async fn xid(f: Fixture) -> anyhow::Result<()> {
         "one Event a transition"
     );
 
+    // Another agent heard neither, and nothing was cleared.
+    f.restart_agent("t4-0").await?;
+    eventually("NVML to be read by another agent", SOON, async || {
+        let nodes = f.controller_json("/nodes").await?;
+        let nvml = &nodes["t4-0"]["agent"]["nvml"];
+        ensure!(nvml == "Ready", "{nvml}");
+        Ok(())
+    })
+    .await?;
+    for (index, cause) in [(0, "XID 48:"), (1, "XID 79:")] {
+        let sick = gpu(&f, "t4-0", index).await?;
+        let message = sick["healthMessage"].as_str().unwrap_or_default();
+        ensure!(sick["health"] == "Unhealthy" && message.starts_with(cause), "{sick}");
+    }
+    ensure!(
+        events_of(&f, "t4-0", "GPUsReady").await? == 0,
+        "a restart of the agent is no recovery"
+    );
+
     f.cluster.node("t4-0")?.set_driver(false).await?;
     eventually("the driver to be gone", SOON, async || {
         let nodes = f.controller_json("/nodes").await?;
