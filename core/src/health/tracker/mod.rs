@@ -7,13 +7,16 @@
 //!
 //! What was only Suspect needs no verification. A MIG slice has a record of its own, and is never better than its GPU.
 
+mod events;
+mod lists;
 mod memory;
 mod record;
 mod slices;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use self::events::Binding;
 pub use self::memory::{Memory, Remembered};
 use self::record::Record;
 use self::slices::Slices;
@@ -22,12 +25,9 @@ use super::checks::{self, Observed, Row};
 use super::clearing::{Proof, Signs};
 use super::fault::Fault;
 use super::history::History;
-use super::xid::{self, Effect, Part};
+use super::xid::{Effect, Part};
 use super::{NodeHealth, Reason};
-use crate::facts::{
-    Gpu, GpuChecks, GpuEvent, GpuEventKind, GpuSample, NodeChecks, NodeFacts, NvmlState, PciFunction, PciReadings,
-    Round,
-};
+use crate::facts::{Gpu, GpuChecks, GpuEvent, GpuSample, NodeChecks, NodeFacts, NvmlState, PciReadings, Round};
 
 /// How long a GPU stays quiet after a fresh driver before it counts as recovered.
 pub const VERIFY_FOR: Duration = Duration::from_secs(10);
@@ -129,18 +129,6 @@ impl Tracker {
             self.on_event(&event, self.now);
         }
         self.check();
-    }
-
-    /// Whether `facts` say that the kernel driver is gone, or went since it was seen last.
-    fn driver_is_gone(&self, facts: &NodeFacts) -> bool {
-        let Some(last) = &self.driver_version else {
-            return facts.nvml.state == NvmlState::NoDriver;
-        };
-        match &facts.kernel_driver_version {
-            // A driver that answers is there, whatever sysfs has.
-            None => facts.nvml.state != NvmlState::Ready,
-            Some(version) => facts.nvml.state == NvmlState::NoDriver || version != last,
-        }
     }
 
     /// NVML answered that a GPU is lost; `error` is its error's name.
@@ -300,138 +288,6 @@ impl Tracker {
         }
     }
 
-    /// UUIDs of the known GPUs that an event is about: all of them where it names none.
-    fn concerned(&self, event: &GpuEvent) -> Vec<String> {
-        let slot = |address: &str| address.rsplit_once('.').map_or(address, |(slot, _)| slot).to_owned();
-        self.gpus
-            .iter()
-            .filter(|(uuid, gpu)| match (&event.uuid, &event.pci_address) {
-                (Some(wanted), _) => *uuid == wanted,
-                (None, Some(address)) => gpu.pci_address.as_deref().map(slot) == Some(slot(address)),
-                (None, None) => true,
-            })
-            .map(|(uuid, _)| uuid.clone())
-            .collect()
-    }
-
-    fn place(&mut self, event: &GpuEvent, uuids: &[String]) {
-        let named = event.uuid.is_some() || event.pci_address.is_some();
-        let binding = Binding::of(event);
-        for uuid in uuids {
-            let Some(gpu) = self.gpus.get_mut(uuid) else {
-                continue;
-            };
-            match binding {
-                Some(Binding::Unbound) => gpu.unbound = true,
-                Some(Binding::Bound) => gpu.went |= std::mem::take(&mut gpu.unbound),
-                None => {}
-            }
-            if named {
-                gpu.history.on_event(event, self.now.saturating_sub(event.age));
-            }
-            let Some(mut fault) = Fault::of(event, gpu.part, self.now) else {
-                continue;
-            };
-            if !named && fault.effect > Effect::Counted {
-                // It may be any of them: worth watching on all, no reason to take all away.
-                fault.effect = Effect::Suspect;
-                fault.message.push_str(" (GPU not named)");
-            }
-            if fault.effect == Effect::Suspect && gpu.history.is_repeated_on_its_link(event, self.now) {
-                fault.effect = Effect::Unhealthy;
-                fault
-                    .message
-                    .push_str(" (again on the same link): check the link and reset the GPU");
-            }
-            let of_a_slice = match event.kind {
-                GpuEventKind::Xid(xid) if xid::may_be_contained(xid) => event.instance,
-                GpuEventKind::Xid(_) | GpuEventKind::Other(_) => None,
-            };
-            if !of_a_slice.is_some_and(|instance| gpu.slices.hold(instance, &fault)) {
-                gpu.record.hold(fault);
-            }
-        }
-    }
-
-    /// What sysfs says of the driver of each GPU.
-    fn see_drivers(&mut self) {
-        let functions: BTreeMap<&str, bool> = self
-            .facts
-            .nvidia_display_functions()
-            .map(|f| (f.address.as_str(), f.driver.as_deref() == Some("nvidia")))
-            .collect();
-        for gpu in self.gpus.values_mut() {
-            let Some(address) = gpu.pci_address.as_deref() else {
-                continue;
-            };
-            match functions.get(address) {
-                Some(held) => {
-                    gpu.went |= !held && (gpu.unbound || gpu.held == Some(true));
-                    gpu.held = Some(*held);
-                }
-                None => gpu.went |= gpu.unbound && gpu.held.is_some(),
-            }
-        }
-    }
-
-    /// GPUs that are no longer ours to judge: neither NVML nor the vendor's driver has them, and that on purpose; or the driver, as it was told
-    /// when it was loaded, keeps them from everybody.
-    fn drop_removed(&mut self) {
-        if self.facts.nvml.state != NvmlState::Ready {
-            return;
-        }
-        let facts = &self.facts;
-        let excludes = facts.driver.as_ref().and_then(|d| d.excluded_gpus).unwrap_or(0) > 0;
-        let all_are_accounted_for = excludes && missing_gpus(facts) == 0;
-        self.gpus.retain(|uuid, gpu| {
-            let is_excluded = all_are_accounted_for && !gpu.listed && gpu.held == Some(true);
-            facts.gpus.iter().any(|g| g.uuid == *uuid) || !(is_excluded || gpu.was_taken_away(facts))
-        });
-    }
-
-    fn know(&mut self, gpus: &[Gpu]) {
-        let driver = self.facts.driver.as_ref().map(|driver| &*driver.version);
-        let driver_major = driver.and_then(|version| version.split('.').next()?.parse().ok());
-        for gpu in gpus {
-            let known = self.gpus.entry(gpu.uuid.clone()).or_default();
-            known.index = gpu.index;
-            known.pci_address.clone_from(&gpu.pci_address);
-            known.on_fabric = gpu.fabric.is_some();
-            known.part = Part {
-                driver_major,
-                compute_capability: gpu.compute_capability,
-            };
-            if self.facts.nvml.state == NvmlState::Ready {
-                known.slices.know(gpu.mig.as_ref().map_or(&[], |mig| &mig.devices));
-            }
-        }
-    }
-
-    /// NVML answers: who is there, who is not, and whose fault a fresh driver or a comeback ends.
-    fn compare_with_list(&mut self) {
-        if self.driver_went {
-            self.gpus.values_mut().for_each(|gpu| gpu.listed = false);
-        }
-        self.drop_removed();
-        let listed: BTreeSet<&str> = self.facts.gpus.iter().map(|g| g.uuid.as_str()).collect();
-        let driver_went = self.driver_went;
-        for (uuid, gpu) in &mut self.gpus {
-            if listed.contains(uuid.as_str()) {
-                gpu.listed = true;
-                if driver_went {
-                    gpu.prove(Proof::Rebound, "the driver was loaded anew");
-                } else if gpu.went && !gpu.is_let_go(&self.facts) {
-                    gpu.prove(Proof::Rebound, "the GPU was reset");
-                }
-                continue;
-            }
-            gpu.went = true;
-            let message = "NVML no longer lists the GPU: restart the machine".into();
-            gpu.record
-                .hold(Fault::seen(Effect::Unhealthy, Reason::GpuMissing, message));
-        }
-    }
-
     fn settle(&mut self) {
         for gpu in self.gpus.values_mut() {
             gpu.record.settle(&self.facts.nvml, self.now);
@@ -440,43 +296,7 @@ impl Tracker {
     }
 }
 
-/// What the kernel told of a function's driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Binding {
-    Bound,
-    Unbound,
-}
-
-impl Binding {
-    fn of(event: &GpuEvent) -> Option<Self> {
-        match &event.kind {
-            GpuEventKind::Other(name) if name == "DriverBound" => Some(Self::Bound),
-            GpuEventKind::Other(name) if name == "DriverUnbound" => Some(Self::Unbound),
-            GpuEventKind::Other(_) | GpuEventKind::Xid(_) => None,
-        }
-    }
-}
-
 impl Watched {
-    /// Its function among those that sysfs has, where sysfs ever had it.
-    fn function<'f>(&self, facts: &'f NodeFacts) -> Option<Option<&'f PciFunction>> {
-        self.held?;
-        let address = self.pci_address.as_deref()?;
-        Some(facts.nvidia_display_functions().find(|f| f.address == address))
-    }
-
-    /// Whether sysfs says that the vendor's driver does not have it now.
-    fn is_let_go(&self, facts: &NodeFacts) -> bool {
-        self.function(facts)
-            .is_some_and(|f| f.is_none_or(|f| f.driver.as_deref() != Some("nvidia")))
-    }
-
-    /// Whether its function has another driver or none (passthrough), or is gone after it was seen so (an orderly removal). A card that is torn
-    /// out is unbound as well, and missed.
-    fn was_taken_away(&self, facts: &NodeFacts) -> bool {
-        self.is_let_go(facts) && self.held == Some(false)
-    }
-
     /// Something is proven. After a reset, counters start anew, and what was seen of the GPU before says nothing of it.
     fn prove(&mut self, proof: Proof, by: &str) {
         if proof >= Proof::Reset {

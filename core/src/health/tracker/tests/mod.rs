@@ -8,7 +8,7 @@ mod memory;
 mod slices;
 
 use super::*;
-use crate::facts::{Mig, MigDevice, MigInstance, NvidiaDriver, NvmlStatus, PciFunction};
+use crate::facts::{GpuEventKind, Mig, MigDevice, MigInstance, NvidiaDriver, NvmlStatus, PciFunction};
 use crate::health::GpuState;
 
 fn facts(state: NvmlState, gpus: &[u32]) -> NodeFacts {
