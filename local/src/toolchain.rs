@@ -355,11 +355,14 @@ impl Programs {
         let step = progress.begin(NAME, "cargo build");
         let mut command = Command::from(cargo());
         command.current_dir(crate::checkout()).arg("build");
-        for package in PACKAGES {
-            command.args(["-p", package]);
-        }
         if release {
             command.arg("--release");
+            for package in PACKAGES {
+                command.args(["-p", package]);
+            }
+        } else {
+            // Their dependencies alone would have fewer features, and be compiled beside those that `cargo xtask` has brought.
+            command.arg("--workspace");
         }
         step.watch(run(&mut command, "cargo build")).await?;
         step.done("built");

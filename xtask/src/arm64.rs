@@ -29,8 +29,8 @@ const DEADLINE: &str = "--deadline=120";
 
 /// Builds both, and compares. Not to be able to is an error here.
 pub fn run() -> anyhow::Result<()> {
-    let mut build = crate::test::command(&["build"])?;
-    build_programs(&mut build)?;
+    // As everywhere, so that nothing is compiled twice.
+    crate::test::cargo(&["build", "--workspace"], &[])?;
     match compare()? {
         None => Ok(()),
         Some(why) => bail!("not checked: {why}"),
@@ -49,7 +49,11 @@ pub fn compare() -> anyhow::Result<Option<String>> {
         return Ok(Some(why));
     }
     let mut build = crate::test::command(&["build", "--target", TARGET])?;
-    build_programs(build.env(LINKER.0, LINKER.1))?;
+    for package in PACKAGES {
+        build.args(["-p", package]);
+    }
+    let status = build.env(LINKER.0, LINKER.1).status().context("cannot run cargo")?;
+    ensure!(status.success(), "cargo build --target {TARGET}: {status}");
     let native = crate::test::programs()?;
     let target = native.parent().context("the programs are in no folder")?;
     let folder = target.join("arm64");
@@ -80,15 +84,6 @@ pub fn compare() -> anyhow::Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-fn build_programs(build: &mut Command) -> anyhow::Result<()> {
-    for package in PACKAGES {
-        build.args(["-p", package]);
-    }
-    let status = build.status().context("cannot run cargo")?;
-    ensure!(status.success(), "building for the comparison: {status}");
-    Ok(())
 }
 
 /// The standard library for arm64, from where Rust came from.
@@ -319,12 +314,11 @@ mod tests {
 
     #[test]
     fn every_machine_can_be_placed() {
-        let base = berth_local::checkout().join(format!("target/arm64-test-{}", std::process::id()));
+        let base = tempfile::tempdir().unwrap();
         for machine in machines().unwrap() {
-            let folder = base.join(machine.name);
+            let folder = base.path().join(machine.name);
             machine.place(&folder).unwrap();
             assert_eq!(State::read(&folder.join("nvml.json")).unwrap(), machine.state);
         }
-        std::fs::remove_dir_all(base).unwrap();
     }
 }

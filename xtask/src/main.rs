@@ -94,6 +94,35 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    /// Else the dependencies that differ, and what depends on them, would be compiled once for this program and again for all others.
+    #[test]
+    fn dependencies_have_the_features_that_they_have_in_the_workspace() {
+        let crates = |of: &[&str]| -> std::collections::BTreeSet<String> {
+            let mut cargo = berth_local::toolchain::cargo();
+            cargo.current_dir(berth_local::checkout()).args(["tree", "--locked"]);
+            cargo.args([
+                "--edges=normal,build",
+                "--prefix=none",
+                "--no-dedupe",
+                "--format={p} {f}",
+            ]);
+            let output = cargo.args(of).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .lines()
+                .map(str::to_owned)
+                .collect()
+        };
+        let (own, all) = (crates(&["-p", "berth-xtask"]), crates(&["--workspace"]));
+        assert!(own.len() > 100, "{own:?}");
+        let other: Vec<_> = own.difference(&all).collect();
+        assert!(
+            other.is_empty(),
+            "name what lacks features in xtask/Cargo.toml: {other:#?}"
+        );
+    }
+
     /// Cargo reads the manifest of every member, also of those that are not built.
     #[test]
     fn the_image_is_built_from_every_member_of_the_workspace() {

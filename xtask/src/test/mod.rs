@@ -99,7 +99,7 @@ fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result
     result.with_context(|| format!("{name} failed"))
 }
 
-fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn cargo(args: &[&str], filter: &[&str]) -> anyhow::Result<()> {
     let status = command(args)?.args(filter).status().context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo {} {}: {status}", args.join(" "), filter.join(" "));
