@@ -1,6 +1,7 @@
 //! The real agent, with the real probe on a fake driver, and a controller that writes down what it hears.
 #![allow(clippy::unwrap_used)]
 
+mod machine;
 mod node;
 #[path = "agent/stream.rs"]
 mod stream;

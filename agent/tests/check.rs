@@ -1,6 +1,8 @@
 //! `berth-agent check`, the real process with the real probe, on the fake driver: one fault in, verdict and exit code out.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used)]
 
+#[path = "check/checks.rs"]
+mod checks;
 mod machine;
 
 use machine::{Machine, fake_nvml};

@@ -1,103 +1,47 @@
 //! The real agent and the real probe as processes: what the kernel tells is heard, and what hangs costs a bounded number of threads.
 #![allow(clippy::unwrap_used)]
 
+mod machine;
+mod node;
+
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nvidia_ml::library;
-use nvidia_ml::state::{Effect, Fault, STATE_ENV, State};
+use machine::Machine;
+use node::process::{self, NOBODY};
+use node::{Node, Process};
+use nvidia_ml::state::{Effect, Fault, State};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
 
 /// Far beyond anything expected; only something broken waits this long.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// A process that does not outlive its test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    /// Names of its threads.
-    fn threads(&self) -> Vec<String> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
-        // One may end meanwhile.
-        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        names.map(|name| name.trim().to_owned()).collect()
-    }
-}
-
-/// The library and the probe's program, built once.
-fn built() -> &'static (PathBuf, PathBuf) {
-    static BUILT: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-            .args(["build", "--quiet", "--package", "berth-probe"])
-            .status()
-            .unwrap();
-        assert!(status.success(), "cargo build -p berth-probe failed");
-        let probe = Path::new(env!("CARGO_BIN_EXE_berth-agent")).with_file_name("berth-probe");
-        (library::build().unwrap(), probe)
-    })
-}
-
 /// An agent without a controller.
 struct Agent {
-    dir: tempfile::TempDir,
-    http: SocketAddr,
+    node: Node,
     process: Process,
 }
 
 impl Agent {
+    /// On a machine without GPUs, or on this one's own /sys.
     fn start(sysfs: Option<&str>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let http = free.local_addr().unwrap();
-        drop(free);
-        let sysfs = sysfs.map_or(dir.path().join("sys"), PathBuf::from);
-        std::fs::create_dir_all(sysfs.join("bus/pci/devices")).unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        let child = Command::new(env!("CARGO_BIN_EXE_berth-agent"))
-            .arg("run")
-            .args(["--controller=127.0.0.1:1", "--controller-name=nobody"])
-            .arg(format!("--ca={}", path("ca.crt")))
-            .arg(format!("--token={}", path("token")))
-            .arg(format!("--probe-socket={}", path("probe.sock")))
-            .arg(format!("--sysfs-root={}", sysfs.display()))
-            .arg(format!("--http-address={http}"))
-            .spawn()
-            .unwrap();
-        Self {
-            dir,
-            http,
-            process: Process(child),
-        }
+        let node = Node::of(Machine::new());
+        std::fs::create_dir_all(node.path("sys/bus/pci/devices")).unwrap();
+        let sysfs = sysfs.map_or(node.machine.sysfs(), |root| format!("--sysfs-root={root}"));
+        let mut agent = process::agent(&node.machine, NOBODY);
+        let process = Process::start(agent.args([sysfs, node.http_address()]));
+        Self { node, process }
     }
 
     fn probe(&self) -> Process {
-        let child = Command::new(&built().1)
-            .arg("serve")
-            .arg(format!("--socket={}", self.dir.path().join("probe.sock").display()))
-            .arg(format!("--nvml-lib={}", built().0.display()))
-            .arg("--call-timeout=300ms")
-            .env(STATE_ENV, self.dir.path().join("nvml.json"))
-            .spawn()
-            .unwrap();
-        Process(child)
+        Process::start(process::probe(&self.node.machine).arg("--call-timeout=300ms"))
     }
 
     fn metrics(&self) -> String {
         let read = || {
-            let mut stream = TcpStream::connect(self.http)?;
+            let mut stream = TcpStream::connect(self.node.http())?;
             write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text).map(|_| text)
@@ -125,7 +69,7 @@ impl Agent {
 fn a_change_in_a_folder_is_seen_without_waiting() {
     let agent = Agent::start(None);
     agent.until("a first scan", || agent.scans("start") == 1);
-    std::fs::create_dir(agent.dir.path().join("sys/bus/pci/devices/0000:10:00.0")).unwrap();
+    std::fs::create_dir(agent.node.path("sys/bus/pci/devices/0000:10:00.0")).unwrap();
     agent.until("a scan for the folder", || agent.scans("folder") >= 1);
 }
 
@@ -153,7 +97,7 @@ fn the_kernels_word_is_heard() {
 #[test]
 fn a_driver_that_hangs_costs_a_bounded_number_of_threads() {
     let agent = Agent::start(None);
-    let nvml = agent.dir.path().join("nvml.json");
+    let nvml = agent.node.path("nvml.json");
     State::of("H100-80GB-HBM3", 8, "node-a").unwrap().write(&nvml).unwrap();
     let probe = agent.probe();
     let is = |state: &str| {

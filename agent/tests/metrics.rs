@@ -3,96 +3,57 @@
 //! What it says of GPUs is compared with the files in `golden`. `BERTH_WRITE_GOLDEN=1` writes them.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code)]
 mod machine;
+mod node;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use machine::{Machine, fake_nvml};
-use nvidia_ml::state::{Activity, CALLS_ENV, Effect, Fault, RemappedRows, STATE_ENV, State, Utilization};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use machine::Machine;
+use node::process::{self, NOBODY};
+use node::{Node, Process};
+use nvidia_ml::state::{Activity, CALLS_ENV, Effect, Fault, RemappedRows, State, Utilization};
 
 /// Far beyond anything expected; only something broken waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A process that does not outlive its test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Node {
-    http: SocketAddr,
+/// A node whose agent is asked for metrics.
+struct Scraped {
+    node: Node,
     _agent: Process,
     probe: Process,
-    machine: Machine,
 }
 
-impl Node {
+impl Scraped {
     fn start(state: &State) -> Self {
-        let machine = Machine::new();
-        machine.nvidia(state);
-        let library = fake_nvml();
-        let program = Path::new(env!("CARGO_BIN_EXE_berth-agent"));
-        let socket = format!("={}", machine.path("probe.sock").display());
-        let probe = Command::new(program.with_file_name("berth-probe"))
-            .arg("serve")
-            .arg(format!("--socket{socket}"))
-            .arg(format!("--nvml-lib={}", library.display()))
+        let node = Node::of(Machine::new());
+        node.machine.nvidia(state);
+        let mut probe = process::probe(&node.machine);
+        probe
             .arg(format!("--call-timeout={}ms", CALL_TIMEOUT.as_millis()))
-            .env(STATE_ENV, machine.path("nvml.json"))
-            .env(CALLS_ENV, machine.path("calls"))
-            .spawn()
-            .unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let http = free.local_addr().unwrap();
-        drop(free);
-        let agent = Command::new(program)
-            .args(["run", "--controller=127.0.0.1:1"])
-            .args(["--ca=/nonexistent", "--token=/nonexistent"])
-            .arg(format!("--probe-socket{socket}"))
-            .arg(machine.sysfs())
-            .arg(format!("--http-address={http}"))
-            .env("NODE_NAME", "node-a")
-            .spawn()
-            .unwrap();
+            .env(CALLS_ENV, node.path("calls"));
+        let mut agent = process::agent(&node.machine, NOBODY);
+        agent
+            .args([node.machine.sysfs(), node.http_address()])
+            .env("NODE_NAME", "node-a");
         Self {
-            http,
-            _agent: Process(agent),
-            probe: Process(probe),
-            machine,
+            _agent: Process::start(&mut agent),
+            probe: Process::start(&mut probe),
+            node,
         }
     }
 
     fn edit(&self, change: impl FnOnce(&mut State)) {
-        State::edit(&self.machine.path("nvml.json"), change).unwrap();
+        self.node.edit(change);
     }
 
     /// Head and body of an answer.
     async fn get(&self) -> (String, String) {
-        let start = Instant::now();
-        loop {
-            if let Ok(mut stream) = TcpStream::connect(self.http).await {
-                let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-                stream.write_all(request.as_bytes()).await.unwrap();
-                let mut text = String::new();
-                stream.read_to_string(&mut text).await.unwrap();
-                let (head, body) = text.split_once("\r\n\r\n").unwrap();
-                return (head.to_lowercase(), body.to_owned());
-            }
-            assert!(start.elapsed() < PATIENCE, "nothing listens");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let text = self.node.get("/metrics").await;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.to_lowercase(), body.to_owned())
     }
 
     /// Scrapes until one is as wanted.
@@ -106,11 +67,6 @@ impl Node {
             assert!(start.elapsed() < PATIENCE, "{body}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.probe.0.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 }
 
@@ -134,7 +90,7 @@ fn names(text: &str) -> BTreeSet<&str> {
 
 /// Compares what is said of GPUs with a golden file, or writes it: once checks are there, and `active` rows of activity and `linked` of
 /// NVLink, which need two samples.
-async fn golden(name: &str, node: &Node, active: usize, linked: usize) -> String {
+async fn golden(name: &str, node: &Scraped, active: usize, linked: usize) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/metrics-{name}.txt"));
     let complete = |text: &str| {
         let count = |name: &str| {
@@ -209,7 +165,7 @@ async fn eight_gpus_have_all_default_rows_of_dcgm_exporter() {
     // A virtual GPU needs a licence, and a reading that is not there is no 0.
     state.gpus[0].vgpu_licensed = Some(true);
     state.gpus[0].power_mw = None;
-    let node = Node::start(&state);
+    let node = Scraped::start(&state);
     let text = golden("h100", &node, 8, 8).await;
 
     // The 26 default rows: one is the label of the driver's version.
@@ -252,7 +208,7 @@ async fn instances_have_rows_of_their_own() {
     // Two compute instances of one GPU instance: one series, not two that are the same.
     devices[3].gpu_instance = devices[1].gpu_instance;
     devices[3].compute_instance = 1;
-    golden("mig", &Node::start(&state), 3, 1).await;
+    golden("mig", &Scraped::start(&state), 3, 1).await;
 }
 
 #[tokio::test]
@@ -262,12 +218,12 @@ async fn a_node_may_have_both_and_parts_that_tell_less() {
     let mut old = State::of("T4", 3, "node-b").unwrap().gpus.remove(2);
     old.name = "Tesla \"T4\"".into();
     state.gpus.push(old);
-    golden("mixed", &Node::start(&state), 2, 2).await;
+    golden("mixed", &Scraped::start(&state), 2, 2).await;
 }
 
 #[tokio::test]
 async fn a_driver_that_hangs_takes_its_rows_away_and_not_the_scrape() {
-    let node = Node::start(&State::of("H100-80GB-HBM3", 2, "node-a").unwrap());
+    let node = Scraped::start(&State::of("H100-80GB-HBM3", 2, "node-a").unwrap());
     let text = node.until(|text| text.contains("DCGM_FI_DEV_ENC_UTIL{")).await;
     assert!(text.contains("berth_agent_probe_up 1\n"), "{text}");
     assert!(text.contains("berth_gpu_health{gpu=\"0\",UUID=\"GPU-"), "{text}");
@@ -284,7 +240,7 @@ async fn a_driver_that_hangs_takes_its_rows_away_and_not_the_scrape() {
     assert_eq!(ill.count(), 2, "{text}");
     // However long the driver hangs, each scrape is answered, and none of them calls it.
     let calls = || {
-        std::fs::read_to_string(node.machine.path("calls"))
+        std::fs::read_to_string(node.node.path("calls"))
             .unwrap()
             .lines()
             .count()
@@ -309,20 +265,20 @@ async fn a_driver_that_hangs_takes_its_rows_away_and_not_the_scrape() {
 
 #[tokio::test]
 async fn readings_of_a_probe_that_stands_still_are_gone_when_they_are_old() {
-    let node = Node::start(&State::of("L40S", 1, "node-a").unwrap());
+    let node = Scraped::start(&State::of("L40S", 1, "node-a").unwrap());
     node.until(|text| text.contains("DCGM_FI_DEV_POWER_USAGE{")).await;
     // It neither answers nor hangs up: nothing tells the agent that anything is wrong.
-    node.signal("-STOP");
+    node.probe.signal("-STOP");
     let text = node.until(|text| !text.contains("DCGM_FI_DEV_POWER_USAGE{")).await;
     assert!(text.contains("{state=\"Ready\"} 1\n"), "no word of it yet: {text}");
-    node.signal("-CONT");
+    node.probe.signal("-CONT");
     node.until(|text| text.contains("DCGM_FI_DEV_POWER_USAGE{")).await;
 }
 
 #[tokio::test]
 async fn an_xid_is_told_and_stays_told_while_the_driver_is_away() {
     let state = State::of("H100-80GB-HBM3", 2, "node-a").unwrap();
-    let node = Node::start(&state);
+    let node = Scraped::start(&state);
     let none = "err_code=\"0\",err_msg=\"No Error\"} 0\n";
     node.until(|text| text.matches(none).count() == 2).await;
     node.edit(|s| s.gpus[1].push_xid(79));

@@ -2,13 +2,15 @@
 //! whoever looks. There is no kernel log here.
 #![allow(clippy::unwrap_used)]
 
+mod machine;
 mod node;
 
 use std::os::unix::fs::symlink;
 
 use berth_proto::v1::GpuState::{self, Healthy, Unhealthy, Verifying};
 use berth_proto::v1::agent_message::Body;
-use node::{Controller, Node, Process, Session};
+use node::controller::Session;
+use node::{Controller, Node, Process};
 
 /// The GPUs' states, in NVML's order, of each report of a session.
 struct Reports(Session);

@@ -1,4 +1,5 @@
 //! A machine that is a folder: a /sys, a fake driver, and `berth-agent` run on them.
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -50,6 +51,16 @@ impl Machine {
         let link = self.path(&format!("{folder}/driver"));
         let _ = std::fs::remove_file(&link);
         symlink(format!("../../drivers/{driver}"), link).unwrap();
+    }
+
+    /// The vendor id that a function's configuration space begins with; all ones: nobody answers.
+    pub fn pci_config(&self, address: &str, vendor: [u8; 2]) {
+        self.pci_file(address, "config", [vendor[0], vendor[1], 0x30, 0x23]);
+    }
+
+    /// A file of a function.
+    pub fn pci_file(&self, address: &str, file: &str, content: impl AsRef<[u8]>) {
+        self.put(&format!("sys/bus/pci/devices/{address}/{file}"), content);
     }
 
     /// GPUs by NVML and by PCI.

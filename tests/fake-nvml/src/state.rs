@@ -579,6 +579,10 @@ pub mod code {
     pub const NOT_SUPPORTED: u32 = 3;
     /// NVML_ERROR_GPU_IS_LOST.
     pub const GPU_IS_LOST: u32 = 15;
+    /// NVML_ERROR_RESET_REQUIRED.
+    pub const RESET_REQUIRED: u32 = 16;
+    /// NVML_ERROR_GPU_NOT_FOUND.
+    pub const GPU_NOT_FOUND: u32 = 28;
     /// NVML_ERROR_UNKNOWN.
     pub const UNKNOWN: u32 = 999;
 }
