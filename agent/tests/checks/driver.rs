@@ -60,6 +60,10 @@ async fn driver_and_library_are_of_one_version() {
     let gpus = node.node.state().gpus;
     node.until(&gpus, |_| HEALTHY).await;
     version(&node.node.machine, "570.00\n");
+    // Once, and once more when that is more than a moment ago.
+    node.edit(|_| ());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    node.clock.turn(Duration::from_secs(16));
     node.until(&gpus, |_| (UNHEALTHY, "DriverUpgrading")).await;
     version(&node.node.machine, "550.163.01\n");
     node.until(&gpus, |_| HEALTHY).await;

@@ -33,14 +33,17 @@ async fn a_corrupted_inforom_is_found_and_validated_anew_an_hour_later() {
         0 => (UNHEALTHY, "InforomCorrupted"),
         _ => HEALTHY,
     };
-    node.until(&gpus, want).await;
+    // A round asks for it, and a later one has what was found.
+    node.round(|_| (), &[], |_| HEALTHY).await;
+    node.round(|_| (), &gpus, want).await;
     node.round(|state| state.gpus[1].checks.inforom_valid = Some(true), &gpus, want)
         .await;
     node.clock.turn(Duration::from_secs(1800));
     node.round(|_| (), &gpus, want).await;
     node.round(|_| (), &gpus, want).await;
-    // A round asks for it, and a later one has what it found.
     node.clock.turn(Duration::from_secs(1801));
+    node.round(|_| (), &[], |_| HEALTHY).await;
+    node.edit(|_| ());
     node.verified(&gpus, |n| want(n).0).await;
     node.until(&gpus, |_| HEALTHY).await;
 }

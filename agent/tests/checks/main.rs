@@ -18,7 +18,9 @@
 //! What takes minutes or hours is seen at once: the agent lives by a clock that the test turns (`tests/turned-clock`).
 //!
 //! Elsewhere: `DriverReleaseBlocked` needs a controller that lets go of drivers (`tests/behaviour/upgrade.rs`), and the cards of AMD are told
-//! of by the controller (`tests/behaviour/readiness.rs`).
+//! of by the controller (`tests/behaviour/readiness.rs`). In tables alone (`core/src/health/checks`): "unknown", which no report of a running
+//! agent shows (`berth-agent check` does: `../check`); each bit of the fabric's health mask, of which one is here; and the parts whose PCIe link
+//! is made up, which the fake driver has no model of.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../machine/mod.rs"]
