@@ -31,6 +31,12 @@ pub(super) struct Asked<'a> {
     nvidia: bool,
     /// For each class set of the fleet its place in the order of preference; `None`: not wanted.
     class_ranks: Vec<Option<usize>>,
+    /// What is asked of labels by `nodeSelector`, and for each node whether it holds.
+    selector: Vec<(&'a str, &'a str, Vec<bool>)>,
+    /// For each node whether a term of the required node affinity matches; `None`: there is no such affinity.
+    affine: Option<Vec<bool>>,
+    /// Weight and, for each node, whether it matches, of each preferred term.
+    preferred: Vec<(i64, Vec<bool>)>,
     /// What is left of `cpu` on each node.
     cpu_left: Option<&'a [i64]>,
 }
@@ -87,6 +93,24 @@ impl<'a> Asked<'a> {
                         .try_fold(None, |worst, p| Some(worst.max(Some(p?))))?,
                 })
                 .collect(),
+            selector: ask
+                .node_selector
+                .iter()
+                .map(|(key, value)| (&**key, &**value, fleet.labelled(key, |has| has == Some(value))))
+                .collect(),
+            affine: ask.affinity.as_ref().map(|terms| {
+                let mut affine = vec![false; fleet.nodes().len()];
+                for term in terms {
+                    let matching = fleet.matching(term);
+                    affine.iter_mut().zip(matching).for_each(|(any, one)| *any |= one);
+                }
+                affine
+            }),
+            preferred: ask
+                .preferred
+                .iter()
+                .map(|(weight, term)| (i64::from(*weight), fleet.matching(term)))
+                .collect(),
             cpu_left: fleet.left("cpu"),
             requests,
         }
@@ -95,7 +119,7 @@ impl<'a> Asked<'a> {
     /// The first reason why the pod cannot go to the node at this place; `None`: it can.
     pub fn first_miss(&self, place: usize) -> Option<Miss<'a>> {
         let (node, digest) = (&self.fleet.nodes()[place], &self.fleet.digests()[place]);
-        self.selector(node)
+        self.selector(place)
             .or_else(|| self.cordon_and_taints(node))
             .or_else(|| self.agent(node))
             .or_else(|| self.class(digest))
@@ -110,6 +134,12 @@ impl<'a> Asked<'a> {
     /// Place of a node's class in the order of preference; 0 where the pod names none.
     pub fn class_rank(&self, place: usize) -> usize {
         self.class_ranks[self.fleet.digests()[place].class_set].unwrap_or(0)
+    }
+
+    /// Weights of the preferred terms that match a node.
+    pub fn preference(&self, place: usize) -> i64 {
+        let matching = self.preferred.iter().filter(|(_, matching)| matching[place]);
+        matching.map(|(weight, _)| weight).sum()
     }
 
     /// Whether the pod would take a GPU node without asking a GPU.
@@ -136,14 +166,12 @@ impl<'a> Asked<'a> {
         self.requests.iter().filter(|r| r.is_gpu)
     }
 
-    fn selector(&self, node: &NodeView) -> Option<Miss<'a>> {
-        let mut selector = self.ask.node_selector.iter();
-        if let Some((key, value)) = selector.find(|(k, v)| node.labels.get(*k) != Some(*v)) {
+    fn selector(&self, place: usize) -> Option<Miss<'a>> {
+        if let Some((key, value, _)) = self.selector.iter().find(|(.., held)| !held[place]) {
             return Some(Miss::NodeSelector { key, value });
         }
-        let terms = self.ask.affinity.as_ref()?;
-        let matches = terms.iter().any(|t| t.matches(&node.name, &node.labels));
-        (!matches).then_some(Miss::NodeAffinity)
+        let affine = self.affine.as_ref().is_none_or(|affine| affine[place]);
+        (!affine).then_some(Miss::NodeAffinity)
     }
 
     fn cordon_and_taints(&self, node: &'a NodeView) -> Option<Miss<'a>> {

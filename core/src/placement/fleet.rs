@@ -1,14 +1,20 @@
 //! All nodes, prepared so that thousands of decisions a second read a few numbers a node instead of its maps and strings.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::labels::GPU_CLASS;
 
+use super::ask::Term;
+use super::column::Column;
 use super::node::{GpuView, NodeView};
 use super::resources::is_gpu;
 
 /// Labels with the compute capability, read where no agent reports it.
 pub const COMPUTE_LABELS: [&str; 2] = ["nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"];
+
+/// The only field of nodes that node-selector terms know.
+const NAME_FIELD: &str = "metadata.name";
 
 /// The nodes of one moment, with what decisions ask of each worked out beforehand. Nodes change through [`Fleet::change`] alone.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +25,8 @@ pub struct Fleet {
     left: BTreeMap<String, Vec<i64>>,
     /// Every set of GPU classes that a node has, once.
     class_sets: Vec<BTreeSet<String>>,
+    /// Labels that something was asked of, by key: most are never asked for. Keys that no node has are not kept, since anybody can make them up.
+    columns: RefCell<BTreeMap<String, Column>>,
 }
 
 /// What filter and score read of a node, whose `NodeView` stays untouched in most decisions.
@@ -77,6 +85,40 @@ impl Fleet {
         self.left.get(resource).map(Vec::as_slice)
     }
 
+    /// For each node whether its label of this key is as asked; `None`: it has none.
+    pub(super) fn labelled(&self, key: &str, holds: impl Fn(Option<&str>) -> bool) -> Vec<bool> {
+        if let Some(column) = self.columns.borrow().get(key) {
+            return column.answers(holds);
+        }
+        let values = self.nodes.iter().map(|node| node.labels.get(key).map(String::as_str));
+        let column = Column::new(values);
+        let answers = column.answers(holds);
+        if !column.is_empty() {
+            self.columns.borrow_mut().insert(key.to_owned(), column);
+        }
+        answers
+    }
+
+    /// For each node whether all requirements of a node-selector term hold. An empty term matches nothing.
+    pub(super) fn matching(&self, term: &Term) -> Vec<bool> {
+        let is_empty = term.expressions.is_empty() && term.fields.is_empty();
+        let mut matching = vec![!is_empty; self.nodes.len()];
+        for requirement in &term.expressions {
+            let held = self.labelled(&requirement.key, |value| requirement.holds(value));
+            matching.iter_mut().zip(held).for_each(|(all, held)| *all &= held);
+        }
+        for requirement in &term.fields {
+            let is_name = requirement.key == NAME_FIELD;
+            let held = |node: &NodeView| requirement.holds(is_name.then_some(node.name.as_str()));
+            let nodes = self.nodes.iter();
+            matching
+                .iter_mut()
+                .zip(nodes)
+                .for_each(|(all, node)| *all = *all && held(node));
+        }
+        matching
+    }
+
     pub(super) fn class_sets(&self) -> &[BTreeSet<String>] {
         &self.class_sets
     }
@@ -105,6 +147,9 @@ impl Fleet {
                     .any(|(name, milli)| *milli > 0 && is_gpu(name)),
             cpu: node.allocatable.milli("cpu"),
         };
+        for (key, column) in self.columns.get_mut() {
+            column.set(place, node.labels.get(key).map(String::as_str));
+        }
         for (name, allocatable) in &node.allocatable.0 {
             let left = allocatable.saturating_sub(node.used.milli(name));
             match self.left.get_mut(name) {
@@ -155,6 +200,65 @@ fn compute_capability(node: &NodeView) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
     use crate::placement::Resources;
+    use crate::placement::ask::{Operator, Requirement};
+
+    #[test]
+    fn a_label_that_was_asked_for_follows_its_node() {
+        let node = |labels: &[(&str, &str)]| NodeView {
+            labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..NodeView::default()
+        };
+        let mut fleet = Fleet::new(vec![node(&[("zone", "a")]), node(&[("zone", "b")]), node(&[])]);
+        let is_b = |fleet: &Fleet| fleet.labelled("zone", |value| value == Some("b"));
+        assert_eq!(is_b(&fleet), [false, true, false]);
+        fleet.change(0, |n| drop(n.labels.insert("zone".into(), "b".into())));
+        fleet.change(1, |n| n.labels.clear());
+        fleet.change(2, |n| drop(n.labels.insert("zone".into(), "c".into())));
+        assert_eq!(is_b(&fleet), [true, false, false]);
+        assert_eq!(fleet.labelled("zone", |value| value.is_none()), [false, true, false]);
+
+        assert_eq!(fleet.labelled("rack", |value| value.is_some()), [false; 3]);
+        assert_eq!(
+            fleet.columns.borrow().len(),
+            1,
+            "a key that nobody has takes up no room"
+        );
+        fleet.change(0, |n| drop(n.labels.insert("rack".into(), "1".into())));
+        assert_eq!(fleet.labelled("rack", |value| value.is_some()), [true, false, false]);
+    }
+
+    #[test]
+    fn requirements_of_a_term_are_anded_and_an_empty_term_matches_nothing() {
+        let requirement = |key: &str, operator, values: &[&str]| Requirement {
+            key: key.into(),
+            operator,
+            values: values.iter().map(|v| (*v).to_owned()).collect(),
+        };
+        let fleet = Fleet::new(vec![NodeView {
+            name: "n".into(),
+            labels: BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]),
+            ..NodeView::default()
+        }]);
+        let term = |expressions: Vec<Requirement>, fields: Vec<Requirement>| Term { expressions, fields };
+        let a = || requirement("a", Operator::In, &["1"]);
+        let not_b = || requirement("b", Operator::DoesNotExist, &[]);
+        let named = |n: &str| requirement("metadata.name", Operator::In, &[n]);
+        let other_field = || requirement("metadata.uid", Operator::In, &["n"]);
+        for (term, want) in [
+            (term(vec![], vec![]), false),
+            (term(vec![a()], vec![]), true),
+            (term(vec![a(), not_b()], vec![]), false),
+            (term(vec![a()], vec![named("n")]), true),
+            (term(vec![a()], vec![named("m")]), false),
+            (term(vec![], vec![other_field()]), false),
+            (
+                term(vec![], vec![requirement("metadata.name", Operator::NotIn, &["n"])]),
+                false,
+            ),
+        ] {
+            assert_eq!(fleet.matching(&term), [want], "{term:?}");
+        }
+    }
 
     #[test]
     fn a_change_is_seen_and_the_other_nodes_keep_theirs() {

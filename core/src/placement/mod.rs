@@ -8,6 +8,8 @@
 //! The kubelet, not Berth, picks the device on the node. So a node counts only if every device that it may still hand out is ready, of
 //! a wanted class and has the wanted free memory.
 
+mod column;
+
 pub mod ask;
 pub mod decide;
 pub mod filter;

@@ -50,14 +50,9 @@ pub enum DecidedBy {
 impl Terms {
     /// Of a node that fits, at its place in the fleet.
     pub(super) fn of(asked: &Asked<'_>, node: &NodeView, place: usize) -> Self {
-        let preferred = asked
-            .ask
-            .preferred
-            .iter()
-            .filter(|(_, t)| t.matches(&node.name, &node.labels));
         Self {
             class: asked.class_rank(place),
-            preferred: preferred.map(|(weight, _)| i64::from(*weight)).sum(),
+            preferred: asked.preference(place),
             taints: avoidable(&node.taints, &asked.ask.tolerations),
             wastes_gpus: asked.wastes_gpus(place),
             gpus_left: asked.gpus_left(place),

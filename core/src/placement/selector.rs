@@ -1,8 +1,6 @@
-//! Kubernetes' own rules of where a pod may go, word for word: node selector terms, taints, host ports.
+//! Kubernetes' own rules of where a pod may go, word for word: requirements of node selectors, taints, host ports.
 
-use std::collections::BTreeMap;
-
-use super::ask::{Operator, Requirement, Term, Toleration};
+use super::ask::{Operator, Requirement, Toleration};
 use super::node::Taint;
 
 /// A host port: protocol, IP, port.
@@ -12,21 +10,6 @@ pub type HostPort = (String, String, u16);
 const ANY_ADDRESS: &str = "0.0.0.0";
 /// The taint that `spec.unschedulable` amounts to.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-
-impl Term {
-    /// Whether all its requirements hold; an empty term matches nothing.
-    pub fn matches(&self, node: &str, labels: &BTreeMap<String, String>) -> bool {
-        (!self.expressions.is_empty() || !self.fields.is_empty())
-            && self
-                .expressions
-                .iter()
-                .all(|r| r.holds(labels.get(&r.key).map(String::as_str)))
-            && self
-                .fields
-                .iter()
-                .all(|r| r.holds((r.key == "metadata.name").then_some(node)))
-    }
-}
 
 impl Requirement {
     /// Whether it holds for the value of its key; `None`: there is no such key.
@@ -130,28 +113,6 @@ mod tests {
         ] {
             let r = requirement("k", operator, &values);
             assert_eq!(r.holds(value), want, "{operator:?} {values:?} against {value:?}");
-        }
-    }
-
-    #[test]
-    fn requirements_of_a_term_are_anded_and_an_empty_term_matches_nothing() {
-        let labels = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
-        let term = |expressions: Vec<Requirement>, fields: Vec<Requirement>| Term { expressions, fields };
-        let a = || requirement("a", Operator::In, &["1"]);
-        let not_b = || requirement("b", Operator::DoesNotExist, &[]);
-        let named = |n: &str| requirement("metadata.name", Operator::In, &[n]);
-        for (term, want) in [
-            (term(vec![], vec![]), false),
-            (term(vec![a()], vec![]), true),
-            (term(vec![a(), not_b()], vec![]), false),
-            (term(vec![a()], vec![named("n")]), true),
-            (term(vec![a()], vec![named("m")]), false),
-            (
-                term(vec![], vec![requirement("metadata.name", Operator::NotIn, &["n"])]),
-                false,
-            ),
-        ] {
-            assert_eq!(term.matches("n", &labels), want, "{term:?}");
         }
     }
 
