@@ -282,13 +282,17 @@ pub fn resources(amounts: &BTreeMap<String, Quantity>) -> Resources {
 pub fn milli(quantity: &Quantity) -> Option<i64> {
     let bytes = ParsedQuantity::try_from(quantity).ok()?;
     let value = bytes.to_bytes_f64()? * 1000.0;
+    // 700m is no whole number of thousandths in binary: what is within the error of the calculation is not rounded up.
+    let whole = value.round();
+    let is_whole = (value - whole).abs() <= whole.abs() * 8.0 * f64::EPSILON;
+    let value = if is_whole { whole } else { value };
     // Saturates beyond the range of i64, as `as` does.
     #[allow(clippy::cast_possible_truncation)]
     Some(value.ceil() as i64)
 }
 
 /// Effective requests of a pod as kube-scheduler computes them: regular containers and restartable init containers summed, raised to the
-/// largest init container at its turn, plus overhead, plus one of `pods`.
+/// largest init container at its turn; in place of that what the pod asks as a whole; plus overhead, plus one of `pods`.
 fn requests(spec: &core::PodSpec) -> Resources {
     let of = |c: &core::Container| {
         let r = c.resources.clone().unwrap_or_default();
@@ -316,9 +320,19 @@ fn requests(spec: &core::PodSpec) -> Resources {
     }
     total.add(&sidecars);
     total.max(&peak);
+    let of_pod = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let of_pod = of_pod.map(resources).unwrap_or_default().0;
+    total
+        .0
+        .extend(of_pod.into_iter().filter(|(name, _)| is_of_whole_pods(name)));
     total.add(&resources(spec.overhead.as_ref().unwrap_or(&BTreeMap::new())));
     total.0.insert("pods".into(), 1000);
     total
+}
+
+/// What a pod can ask as a whole (`spec.resources`); of anything else there kube-scheduler takes no note.
+fn is_of_whole_pods(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory") || resource.starts_with("hugepages-")
 }
 
 fn host_ports(spec: &core::PodSpec) -> BTreeSet<(String, String, u16)> {
@@ -509,6 +523,55 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pod_asks_as_a_whole_counts_instead_of_what_its_containers_ask() {
+        let containers = serde_json::json!([
+            {"name": "a", "resources": {"requests": {"cpu": "500m", "memory": "1Gi", "nvidia.com/gpu": 1}}},
+            {"name": "b", "resources": {"requests": {"cpu": "500m"}}},
+        ]);
+        // cpu in thousandths, memory in Gi, GPUs.
+        for (what, of_pod, want) in [
+            ("nothing", serde_json::json!({}), (1000, 1, 1)),
+            ("more", serde_json::json!({"requests": {"cpu": "3"}}), (3000, 1, 1)),
+            (
+                "less",
+                serde_json::json!({"requests": {"cpu": "700m", "memory": "512Mi"}}),
+                (700, 0, 1),
+            ),
+            (
+                "what only containers can ask",
+                serde_json::json!({"requests": {"nvidia.com/gpu": "4"}}),
+                (1000, 1, 1),
+            ),
+            (
+                "a limit: the API server has made a request of it where none was asked",
+                serde_json::json!({"limits": {"cpu": "8"}, "requests": {"memory": "2Gi"}}),
+                (1000, 2, 1),
+            ),
+        ] {
+            let p = pod(serde_json::json!({"containers": containers, "resources": of_pod}));
+            let got = (
+                p.requests.milli("cpu"),
+                p.requests.whole("memory") >> 30,
+                p.requests.whole("nvidia.com/gpu"),
+            );
+            assert_eq!(got, want, "{what}");
+        }
+        let p = pod(serde_json::json!({
+            "initContainers": [{"name": "i", "resources": {"requests": {"cpu": "9"}}}],
+            "containers": [{"name": "a"}],
+            "resources": {"requests": {"cpu": "2", "hugepages-2Mi": "4Mi"}},
+            "overhead": {"cpu": "250m"},
+        }));
+        assert_eq!(
+            p.requests.milli("cpu"),
+            2250,
+            "init containers are in it; the overhead is not"
+        );
+        assert_eq!(p.requests.whole("hugepages-2Mi"), 4 << 20);
+        assert_eq!(p.ask.requests, p.requests);
+    }
+
+    #[test]
     fn an_annotation_that_cannot_be_read_is_no_absent_one() {
         for (name, value, want) in [
             (names::GPU_MEMORY, "24Gi", None),
@@ -565,6 +628,10 @@ mod tests {
             assert_eq!(milli(&Quantity(text.into())), Some(want), "{text}");
         }
         assert_eq!(milli(&Quantity("lots".into())), None);
+        for n in 0..20_000 {
+            assert_eq!(milli(&Quantity(format!("{n}m"))), Some(n));
+        }
+        assert_eq!(milli(&Quantity("700100u".into())), Some(701), "rounded up");
     }
 
     #[test]
