@@ -136,7 +136,24 @@ fn look_up<'a>(
             .problems
             .push(Reason::ReferenceNotFound, format!("{path}.{field}"), wrong, fix);
     };
-    let Some(found) = maps.get(map) else {
+    let found = maps.get(map);
+    // Whether a map of another namespace may be read comes before anything that is in it, and before whether it exists: the answer is one.
+    let is_permitted = found.is_some_and(|found| may_refer(own_namespace, namespace, found.as_ref()));
+    if !is_permitted && own_namespace != namespace {
+        findings.problems.push(
+            Reason::ReferenceNotPermitted,
+            format!("{path}.namespace"),
+            format_args!(
+                "the namespace {namespace:?} has no AIModelMap {name:?} that allows AIDeployments of the namespace {own_namespace}"
+            ),
+            format_args!(
+                "annotate it there with {}={own_namespace} (more namespaces: comma-separated; all: *), or copy it here",
+                names::ALLOW_FROM
+            ),
+        );
+        return None;
+    }
+    let Some(found) = found else {
         missing(
             findings,
             "name",
@@ -145,21 +162,6 @@ fn look_up<'a>(
         );
         return None;
     };
-    // Whether a map of another namespace may be read comes before anything that is in it.
-    if !may_refer(own_namespace, namespace, found.as_ref()) {
-        findings.problems.push(
-            Reason::ReferenceNotPermitted,
-            format!("{path}.namespace"),
-            format_args!(
-                "the AIModelMap {namespace}/{name} does not allow AIDeployments of the namespace {own_namespace}"
-            ),
-            format_args!(
-                "annotate it with {}={own_namespace} (more namespaces: comma-separated; all: *), or copy it here",
-                names::ALLOW_FROM
-            ),
-        );
-        return None;
-    }
     let found = match &found.0 {
         Ok(found) => found,
         Err(error) => {

@@ -121,7 +121,9 @@ fn every_reference_that_leads_nowhere_is_a_problem_of_its_own() {
             "ReferenceNotFound spec.models[1].modelMapRef.name: there is no AIModelMap \"nobody\" in the namespace \"shop\"; create it, or name another",
             "ReferenceNotFound spec.models[2].modelMapRef.variant: the AIModelMap shop/Phi_2.0 has no variant \"other\" for the engine vllm: \
              spec.vllm has full, empty, full; name one of those, or add it there",
-            "ReferenceNotFound spec.models[3].modelMapRef.name: there is no AIModelMap \"Phi_2.0\" in the namespace \"other\"; create it, or name another",
+            "ReferenceNotPermitted spec.models[3].modelMapRef.namespace: the namespace \"other\" has no AIModelMap \"Phi_2.0\" that allows \
+             AIDeployments of the namespace shop; annotate it there with berth.dev/allow-from=shop (more namespaces: comma-separated; all: *), \
+             or copy it here",
         ]
     );
 }
@@ -145,7 +147,7 @@ fn an_unreadable_map_is_said_to_be_so() {
 
 #[test]
 fn another_namespace_takes_a_grant() {
-    let models = json!([{"modelMapRef": {"name": "m", "variant": "v", "namespace": "library"}}]);
+    let asked = json!([{"modelMapRef": {"name": "m", "variant": "v", "namespace": "library"}}]);
     for (grant, permitted) in [
         (None, false),
         (Some(""), false),
@@ -159,17 +161,22 @@ fn another_namespace_takes_a_grant() {
     ] {
         let mut map = model_map("library", "m", json!({"vllm": [{"variant": "v", "uri": "u"}]}));
         map.metadata.annotations = grant.map(|g| [(names::ALLOW_FROM.to_owned(), g.to_owned())].into());
-        let (models, findings) = resolved(models.clone(), &maps([map]));
+        let (models, findings) = resolved(asked.clone(), &maps([map]));
         assert_eq!(!models.is_empty(), permitted, "{grant:?}");
         assert_eq!(findings.problems.is_empty(), permitted, "{grant:?}");
         if !permitted {
             assert_eq!(findings.problems.reason(), Reason::ReferenceNotPermitted);
             let told = findings.problems.to_string();
             assert!(
-                told.starts_with("spec.models[0].modelMapRef.namespace: the AIModelMap library/m does not allow"),
+                told.contains("annotate it there with berth.dev/allow-from=shop"),
                 "{told}"
             );
-            assert!(told.contains("annotate it with berth.dev/allow-from=shop"), "{told}");
+            let (_, nothing_there) = resolved(asked.clone(), &maps([]));
+            assert_eq!(
+                (told, Reason::ReferenceNotPermitted),
+                (nothing_there.problems.to_string(), nothing_there.problems.reason()),
+                "whether it exists is not told"
+            );
         }
     }
 }
