@@ -20,6 +20,7 @@ mod nodes;
 mod placement;
 mod run;
 mod trust;
+mod watches;
 
 use std::io::IsTerminal;
 use std::time::Duration;

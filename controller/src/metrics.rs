@@ -41,6 +41,7 @@ pub struct Metrics {
     plugin_problems: Gauge,
     model_deployments_created: Counter,
     model_validations: Family<StatusLabel, Counter>,
+    watch_errors: Family<KindLabel, Counter>,
 }
 
 /// A step of the validation of a ModelDeployment.
@@ -57,6 +58,11 @@ pub enum Validation {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StatusLabel {
     status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -148,6 +154,11 @@ impl Default for Metrics {
                 "device_plugin_config_unusable_nodes",
                 "Nodes whose labels say nothing of MIG strategy and sharing, since the device plugin's configuration cannot be used",
             ),
+            watch_errors: family(
+                registry,
+                "controller_watch_errors",
+                "Watches of the API server that failed, were refused or were out of date, by the kind that is watched",
+            ),
             model_deployments_created,
             model_validations,
             registry: all,
@@ -205,6 +216,17 @@ impl Metrics {
     /// Messages of a session were missing.
     pub fn agent_resync(&self) {
         self.resyncs.inc();
+    }
+
+    /// Objects of a kind are watched from now on.
+    pub fn watch_begins(&self, kind: &'static str) {
+        // A counter that is there from the start shows its first error as a growth.
+        drop(self.watch_errors.get_or_create(&KindLabel { kind }));
+    }
+
+    /// A watch failed.
+    pub fn watch_broke(&self, kind: &'static str) {
+        self.watch_errors.get_or_create(&KindLabel { kind }).inc();
     }
 
     /// A ModelDeployment was seen for the first time.

@@ -108,7 +108,10 @@ async fn lead(
     {
         use futures::FutureExt;
         let c = || context.clone();
-        work.spawn(cluster::watch(context.client.clone(), context.cluster.clone()).map(never_ends("watches")));
+        work.spawn(
+            cluster::watch(context.client.clone(), context.cluster.clone(), context.metrics.clone())
+                .map(never_ends("watches")),
+        );
         work.spawn(nodes::run(c()).map(never_ends("node labels")));
         work.spawn(placement::run(c()).map(never_ends("placement")));
         work.spawn(kinds::run(c()).map(never_ends("kinds")));

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1 as core;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_stream};
 use kube::{Api, Client};
 
 use super::{Cluster, Node, Pod};
+use crate::metrics::Metrics;
+use crate::watches::watch;
 
-/// Watches nodes and pods for ever; broken watches are taken up again with backoff by kube-runtime.
-pub async fn run(client: Client, cluster: Arc<Cluster>) {
+/// Watches nodes and pods for ever.
+pub async fn run(client: Client, cluster: Arc<Cluster>, metrics: Arc<Metrics>) {
     let config = watcher::Config::default();
-    let nodes = watch_stream(Api::<core::Node>::all(client.clone()), config.clone()).default_backoff();
-    let pods = watch_stream(Api::<core::Pod>::all(client), config).default_backoff();
+    let nodes = watch(Api::<core::Node>::all(client.clone()), config.clone(), "Node", &metrics);
+    let pods = watch(Api::<core::Pod>::all(client), config, "Pod", &metrics);
     let slim = {
         let cluster = cluster.clone();
         move |node: &core::Node| Node::from_api(node, &cluster.extra_conditions)
     };
-    let nodes = follow(nodes, "nodes", slim, {
+    let nodes = follow(nodes, slim, {
         let cluster = cluster.clone();
         move |change| match change {
             Change::Reset(all) => cluster.reset_nodes(all),
@@ -27,7 +28,7 @@ pub async fn run(client: Client, cluster: Arc<Cluster>) {
             Change::Delete(node) => cluster.delete_node(&node.name),
         }
     });
-    let pods = follow(pods, "pods", Pod::from_api, move |change| match change {
+    let pods = follow(pods, Pod::from_api, move |change| match change {
         Change::Reset(all) => cluster.reset_pods(all),
         Change::Apply(pod) => cluster.apply_pod(pod),
         Change::Delete(pod) => cluster.delete_pod(&pod.uid),
@@ -43,7 +44,6 @@ enum Change<T> {
 
 async fn follow<K, T>(
     stream: impl Stream<Item = Result<Event<K>, watcher::Error>>,
-    what: &'static str,
     slim: impl Fn(&K) -> T,
     mut apply: impl FnMut(Change<T>),
 ) {
@@ -56,7 +56,8 @@ async fn follow<K, T>(
             Ok(Event::InitDone) => apply(Change::Reset(std::mem::take(&mut listed))),
             Ok(Event::Apply(object)) => apply(Change::Apply(slim(&object))),
             Ok(Event::Delete(object)) => apply(Change::Delete(slim(&object))),
-            Err(error) => tracing::warn!(%error, watch = what, "watch broke; it is taken up again"),
+            // Told where the watch is made.
+            Err(_) => {}
         }
     }
 }

@@ -48,11 +48,11 @@ pub async fn run(context: Context) {
     let mlmodels_to_look_at = wakes.of::<MLModel>();
     let modeldeployments_to_look_at = wakes.of::<ModelDeployment>();
 
-    let watch_children = children.run(context.client.clone(), |owner| wakes.owner(owner));
+    let watch_children = children.run(context.client.clone(), &context.metrics, |owner| wakes.owner(owner));
     let watch_classes = {
         let (wakes, children) = (&wakes, children.clone());
         let classes = runtime_classes.clone();
-        let client = context.client.clone();
+        let context = &context;
         async move {
             // Whoever names a RuntimeClass waits for it: its Deployment's owner is looked at again.
             let tell = || {
@@ -61,7 +61,7 @@ pub async fn run(context: Context) {
                     .into_iter()
                     .for_each(|o| wakes.owner(o))
             };
-            classes.run(client, tell).await;
+            classes.run(context, tell).await;
         }
     };
     let autoscalers = Arc::new(workload::autoscalers::Autoscalers::default());
@@ -69,7 +69,7 @@ pub async fn run(context: Context) {
         let autoscalers = autoscalers.clone();
         let (aideployments, aimodels) = (aideployments_to_look_at.clone(), aimodels_to_look_at.clone());
         let modeldeployments = modeldeployments_to_look_at.clone();
-        let client = context.client.clone();
+        let context = &context;
         async move {
             let tell = |deployment: ObjectKey| {
                 if let Some(name) = keys::of_server(&deployment.1) {
@@ -80,7 +80,7 @@ pub async fn run(context: Context) {
                 }
                 aideployments.push(deployment);
             };
-            autoscalers.run(client, tell).await;
+            autoscalers.run(context, tell).await;
         }
     };
     let labelers = autonodelabeler::run(context.clone());
@@ -119,7 +119,7 @@ pub async fn run(context: Context) {
         maps,
         references,
     };
-    let aideployments = aideployment::serve::run(context, seen, aideployments_to_look_at.clone());
+    let aideployments = aideployment::serve::run(context.clone(), seen, aideployments_to_look_at.clone());
     tokio::join!(
         watch_children,
         watch_classes,

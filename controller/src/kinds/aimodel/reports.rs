@@ -15,12 +15,13 @@ use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_stream};
-use kube::{Api, Client, Resource};
+use kube::{Api, Resource};
 use parking_lot::Mutex;
 
 use crate::cluster::ObjectKey;
+use crate::context::Context;
 use crate::events::REPORTER;
+use crate::watches::watch;
 
 /// An error that a worker reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,10 +74,11 @@ impl Reports {
     }
 
     /// Hears Events, for ever; `tell` is told whose AIModel has to be looked at.
-    pub async fn run(&self, client: Client, tell: impl Fn(ObjectKey)) {
+    pub async fn run(&self, context: &Context, tell: impl Fn(ObjectKey)) {
         let fields = format!("type=Warning,involvedObject.kind={}", AIModel::kind(&()));
         let config = watcher::Config::default().fields(&fields);
-        let events = watch_stream(Api::<core::Event>::all(client), config).default_backoff();
+        let api = Api::<core::Event>::all(context.client.clone());
+        let events = watch(api, config, "Event", &context.metrics);
         self.follow(events, tell).await;
     }
 
@@ -109,9 +111,8 @@ impl Reports {
                     heard.known.remove(uid);
                     heard.waiting.retain(|_, report| report.event != uid);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, watch = "Event", "watch broke; it is taken up again");
-                }
+                // Told where the watch is made.
+                Err(_) => {}
             }
         }
     }

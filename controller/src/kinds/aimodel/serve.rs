@@ -34,11 +34,11 @@ pub async fn run(context: Context, seen: Seen, wakes: Arc<Queue<ObjectKey>>) {
         memories: Memories::default(),
     });
     let hear = {
-        let (room, wakes, client) = (room.clone(), wakes.clone(), context.client.clone());
-        async move { room.reports.run(client, |key| wakes.push(key)).await }
+        let (room, wakes, context) = (room.clone(), wakes.clone(), &context);
+        async move { room.reports.run(context, |key| wakes.push(key)).await }
     };
-    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster)));
-    tokio::join!(hear, watch::serve(context.client, room, Arc::default(), wakes));
+    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster.clone())));
+    tokio::join!(hear, watch::serve(&context, room, Arc::default(), wakes));
 }
 
 /// AIModels of which pods changed.

@@ -32,7 +32,7 @@ pub async fn run(
         readers: Readers::new(changed),
         memories: Memories::default(),
     });
-    watch::serve(context.client, room, maps, batches(wakes)).await;
+    watch::serve(&context, room, maps, batches(wakes)).await;
 }
 
 impl watch::Room for Room {

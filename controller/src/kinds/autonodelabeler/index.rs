@@ -9,13 +9,13 @@ use berth_crds::premlabs::autonodelabeler::AutoNodeLabelerStatus;
 use futures::StreamExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_stream};
 use kube::{Api, Resource};
 use parking_lot::Mutex;
 
 use crate::cluster::ObjectKey;
 use crate::context::Context;
 use crate::kinds::status::unreadable;
+use crate::watches;
 
 /// What is told of one that cannot be read.
 const UNREADABLE: unreadable::Kind = unreadable::Kind {
@@ -100,7 +100,8 @@ fn key_of(object: &impl Resource) -> ObjectKey {
 /// Keeps the index in step, and asks for a pass whenever it may come out differently, until the process ends.
 pub async fn watch(context: &Context, index: &Mutex<Index>) {
     let api: Api<DeserializeGuard<AutoNodeLabeler>> = Api::all(context.client.clone());
-    let mut stream = std::pin::pin!(watch_stream(api, watcher::Config::default()).default_backoff());
+    let events = watches::watch(api, watcher::Config::default(), UNREADABLE.name, &context.metrics);
+    let mut stream = std::pin::pin!(events);
     let (mut listed, mut unread) = (Vec::new(), Vec::new());
     while let Some(event) = stream.next().await {
         let changed = match event {
@@ -127,10 +128,8 @@ pub async fn watch(context: &Context, index: &Mutex<Index>) {
                 }
             },
             Ok(Event::Delete(object)) => index.lock().remove(&key_of(&object)),
-            Err(error) => {
-                tracing::warn!(%error, watch = "autonodelabelers", "watch broke; it is taken up again");
-                false
-            }
+            // Told where the watch is made.
+            Err(_) => false,
         };
         if changed {
             context.cluster.rules.push(());

@@ -27,16 +27,17 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_stream};
 use kube::{Api, Client};
 use parking_lot::RwLock;
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::watch::Sender;
 
 use self::adoption::contests::Contests;
 pub use self::child::Child;
 pub use self::kind::Kind;
 use crate::cluster::ObjectKey;
+use crate::metrics::Metrics;
+use crate::watches::watch;
 
 /// Where an object was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub struct OwnerKey {
 pub struct Children {
     kept: RwLock<BTreeMap<(Kind, ObjectKey), Kept>>,
     /// Kinds that a look can rely on: listed, or an optional one that is not to be waited for.
-    settled: watch::Sender<BTreeSet<Kind>>,
+    settled: Sender<BTreeSet<Kind>>,
     /// Optional kinds whose API is installed, and which were listed.
     served: RwLock<BTreeSet<Kind>>,
     contests: Contests,
@@ -78,7 +79,7 @@ impl Default for Children {
     fn default() -> Self {
         Self {
             kept: RwLock::default(),
-            settled: watch::Sender::new(BTreeSet::new()),
+            settled: Sender::new(BTreeSet::new()),
             served: RwLock::default(),
             contests: Contests::default(),
         }
@@ -182,14 +183,14 @@ impl Children {
     }
 
     /// Watches every kind, and tells the owner of each child that changed. Ends never.
-    pub async fn run(self: &Arc<Self>, client: Client, changed: impl Fn(OwnerKey) + Sync) {
+    pub async fn run(self: &Arc<Self>, client: Client, metrics: &Arc<Metrics>, changed: impl Fn(OwnerKey) + Sync) {
         let selector = format!("{}={}", names::MANAGED_BY, names::MANAGED_BY_BERTH);
         let changed = &changed;
         let follow = |kind: Kind| {
             let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
             let config = watcher::Config::default().labels(&selector);
             // A backoff of its own, and errors that stay here: one broken watch does not hold up the others.
-            self.follow(kind, watch_stream(api, config).default_backoff(), changed)
+            self.follow(kind, watch(api, config, kind.as_str(), metrics), changed)
         };
         let always = futures::future::join_all(Kind::ALWAYS.iter().map(|kind| follow(*kind)));
         let optional = Kind::OPTIONAL.iter().map(|kind| {
@@ -255,9 +256,8 @@ impl Children {
                     self.forget(kind, &key, &version);
                     changed(owner_of(&object, key));
                 }
-                Err(error) => {
-                    tracing::warn!(%error, watch = kind.as_str(), "watch broke; it is taken up again");
-                }
+                // Told where the watch is made.
+                Err(_) => {}
             }
         }
     }

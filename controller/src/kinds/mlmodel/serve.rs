@@ -38,8 +38,8 @@ pub async fn run(
         runtime_classes,
         memories: Memories::default(),
     });
-    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster)));
-    watch::serve(context.client, room, Arc::default(), wakes).await;
+    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster.clone())));
+    watch::serve(&context, room, Arc::default(), wakes).await;
 }
 
 /// MLModels of which pods changed.

@@ -32,8 +32,8 @@ pub async fn run(context: Context, seen: Seen, wakes: Arc<Queue<ObjectKey>>) {
         seen,
         memories: Memories::default(),
     });
-    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster)));
-    watch::serve(context.client, room, Arc::default(), wakes).await;
+    let wakes = stream::select(batches(wakes), batches(Pods(context.cluster.clone())));
+    watch::serve(&context, room, Arc::default(), wakes).await;
 }
 
 /// ModelDeployments of which pods changed.

@@ -24,14 +24,16 @@ use kube::runtime::controller::{Action, Error as ApplierError, ReconcileRequest}
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{Config, WatchStreamExt, applier, watcher as watch_stream};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::runtime::{Config, WatchStreamExt, applier};
+use kube::{Api, Resource, ResourceExt};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use self::memory::Memories;
 use super::error::Error;
 use crate::cluster::{ObjectKey, Queue};
+use crate::context::Context;
+use crate::watches::watch;
 
 /// As watched: an object that cannot be read does not stop the watch of all others.
 pub type Guarded<K> = DeserializeGuard<K>;
@@ -136,7 +138,7 @@ impl<K: Kind> Objects<K> {
 
 /// Serves a kind, until the process ends. `objects` belong to this loop alone to fill.
 pub async fn serve<R: Room>(
-    client: Client,
+    context: &Context,
     room: Arc<R>,
     objects: Arc<Objects<R::Object>>,
     wakes: impl Stream<Item = ObjectKey> + Send,
@@ -147,9 +149,8 @@ pub async fn serve<R: Room>(
         return;
     };
     let changed = Arc::new(Queue::default());
-    let api = Api::<Guarded<R::Object>>::all(client);
-    let events = watch_stream(api, watcher::Config::default())
-        .default_backoff()
+    let api = Api::<Guarded<R::Object>>::all(context.client.clone());
+    let events = watch(api, watcher::Config::default(), kind, &context.metrics)
         .modify(|object| object.managed_fields_mut().clear())
         .reflect(writer)
         // The store is filled whether or not anything may be looked at yet: others wait for it.
@@ -209,9 +210,8 @@ fn follow<R: Room>(
             listed.into_iter().for_each(|key| changed.push(key));
         }
         Ok(Event::Init | Event::InitApply(_)) => {}
-        Err(error) => {
-            tracing::warn!(%error, watch = kind_of::<R::Object>(), "watch broke; it is taken up again");
-        }
+        // Told where the watch is made.
+        Err(_) => {}
     }
 }
 

@@ -9,14 +9,15 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_stream};
-use kube::{Api, Client, Resource};
+use kube::{Api, Resource};
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::watch::Sender;
 
 use crate::cluster::ObjectKey;
+use crate::context::Context;
 use crate::kinds::children::Kind;
 use crate::kinds::children::optional;
+use crate::watches::watch;
 
 /// Kinds of autoscalers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,14 +33,14 @@ const ALL: [By; 2] = [By::HorizontalPodAutoscaler, By::ScaledObject];
 pub struct Autoscalers {
     /// By namespace, kind and name.
     targets: RwLock<BTreeMap<(String, By, String), String>>,
-    synced: watch::Sender<BTreeSet<By>>,
+    synced: Sender<BTreeSet<By>>,
 }
 
 impl Default for Autoscalers {
     fn default() -> Self {
         Self {
             targets: RwLock::default(),
-            synced: watch::Sender::new(BTreeSet::new()),
+            synced: Sender::new(BTreeSet::new()),
         }
     }
 }
@@ -69,9 +70,11 @@ impl Autoscalers {
     }
 
     /// Watches them, and names each Deployment that one begins or ceases to drive. Ends never.
-    pub async fn run(self: &Arc<Self>, client: Client, changed: impl Fn(ObjectKey)) {
+    pub async fn run(self: &Arc<Self>, context: &Context, changed: impl Fn(ObjectKey)) {
+        let Context { client, metrics, .. } = context;
         let horizontal: Api<HorizontalPodAutoscaler> = Api::all(client.clone());
-        let horizontal = watch_stream(horizontal, watcher::Config::default()).default_backoff();
+        let kind = Kind::HorizontalPodAutoscaler.as_str();
+        let horizontal = watch(horizontal, watcher::Config::default(), kind, metrics);
         let horizontal = self.follow(By::HorizontalPodAutoscaler, horizontal, horizontal_target, &changed);
 
         let by = By::ScaledObject;
@@ -80,12 +83,12 @@ impl Autoscalers {
             // Our own come and go with the model that they scale, and say nothing of its number beyond their HorizontalPodAutoscaler.
             let config =
                 watcher::Config::default().labels(&format!("{}!={}", names::MANAGED_BY, names::MANAGED_BY_BERTH));
-            let stream = watch_stream(scaled.clone(), config).default_backoff();
+            let stream = watch(scaled.clone(), config, Kind::ScaledObject.as_str(), metrics);
             self.follow(by, stream, scaled_target, &changed)
         };
         let absent = || self.settle(by);
         let ended = || self.keep_listed(by, &BTreeSet::new(), &changed);
-        let scaled = optional::while_installed(&client, Kind::ScaledObject, follow, absent, ended);
+        let scaled = optional::while_installed(client, Kind::ScaledObject, follow, absent, ended);
         let give_up = async {
             tokio::time::sleep(optional::LONGEST_WAIT).await;
             self.settle(by);
@@ -116,9 +119,8 @@ impl Autoscalers {
                 }
                 Ok(Event::Apply(object)) => self.set(by, key_of(&object), target(&object), changed),
                 Ok(Event::Delete(object)) => self.set(by, key_of(&object), None, changed),
-                Err(error) => {
-                    tracing::warn!(%error, watch = ?by, "watch broke; it is taken up again");
-                }
+                // Told where the watch is made.
+                Err(_) => {}
             }
         }
     }

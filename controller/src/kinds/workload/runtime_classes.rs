@@ -7,17 +7,19 @@ use futures::StreamExt;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_stream};
-use kube::{Api, Client, ResourceExt};
-use tokio::sync::watch;
+use kube::{Api, ResourceExt};
+use tokio::sync::watch::Sender;
+
+use crate::context::Context;
+use crate::watches::watch;
 
 /// The names, once they are known.
 #[derive(Debug)]
-pub struct RuntimeClasses(watch::Sender<Option<BTreeSet<String>>>);
+pub struct RuntimeClasses(Sender<Option<BTreeSet<String>>>);
 
 impl Default for RuntimeClasses {
     fn default() -> Self {
-        Self(watch::Sender::new(None))
+        Self(Sender::new(None))
     }
 }
 
@@ -35,9 +37,10 @@ impl RuntimeClasses {
     }
 
     /// Watches them, and tells when one came or went. Ends never.
-    pub async fn run(self: &Arc<Self>, client: Client, changed: impl Fn()) {
-        let api: Api<PartialObjectMeta<RuntimeClass>> = Api::all(client);
-        let mut stream = std::pin::pin!(watch_stream(api, watcher::Config::default()).default_backoff());
+    pub async fn run(self: &Arc<Self>, context: &Context, changed: impl Fn()) {
+        let api: Api<PartialObjectMeta<RuntimeClass>> = Api::all(context.client.clone());
+        let events = watch(api, watcher::Config::default(), "RuntimeClass", &context.metrics);
+        let mut stream = std::pin::pin!(events);
         let mut listed = BTreeSet::new();
         while let Some(event) = stream.next().await {
             let mut names = self.names().unwrap_or_default();
@@ -57,10 +60,8 @@ impl RuntimeClasses {
                 Ok(Event::Delete(class)) => {
                     names.remove(&class.name_any());
                 }
-                Err(error) => {
-                    tracing::warn!(%error, watch = "RuntimeClass", "watch broke; it is taken up again");
-                    continue;
-                }
+                // Told where the watch is made.
+                Err(_) => continue,
             }
             let names = Some(names);
             let news = self.0.send_if_modified(|now| {
