@@ -42,7 +42,9 @@ use crate::watches::watch;
 /// Where an object was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
-    /// In the answer to a write, or in the course of a watch.
+    /// In the answer to a write.
+    Answer,
+    /// In the course of a watch.
     Watch,
     /// In a list. It counts also where it is older than what was seen: the API server's data may have been restored from an earlier day.
     List,
@@ -68,6 +70,8 @@ pub struct OwnerKey {
 #[derive(Debug)]
 pub struct Children {
     kept: RwLock<BTreeMap<(Kind, ObjectKey), Kept>>,
+    /// The newest version of each kind that its watch told of: whatever is older and not kept is gone.
+    told_to: RwLock<BTreeMap<Kind, u64>>,
     /// Kinds that a look can rely on: listed, or an optional one that is not to be waited for.
     settled: Sender<BTreeSet<Kind>>,
     /// Optional kinds whose API is installed, and which were listed.
@@ -79,6 +83,7 @@ impl Default for Children {
     fn default() -> Self {
         Self {
             kept: RwLock::default(),
+            told_to: RwLock::default(),
             settled: Sender::new(BTreeSet::new()),
             served: RwLock::default(),
             contests: Contests::default(),
@@ -139,23 +144,43 @@ impl Children {
     pub fn observe(&self, kind: Kind, key: &ObjectKey, child: &Child) {
         let carries_label = child.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH);
         if carries_label {
-            self.keep(kind, key.clone(), &child.resource_version, &child.object, Seen::Watch);
+            self.keep(kind, key.clone(), &child.resource_version, &child.object, Seen::Answer);
         }
     }
 
     fn keep(&self, kind: Kind, key: ObjectKey, resource_version: &str, object: &Value, from: Seen) {
         let mut kept = self.kept.write();
         let slot = (kind, key);
+        // Somebody was quick, and the watch overtook the answer: nothing would tell of the deletion again.
+        if from == Seen::Answer && !kept.contains_key(&slot) && self.was_told(kind, resource_version) {
+            return;
+        }
         // A watch may tell of what was before our own write; versions of one kind only grow.
         let is_older = kept
             .get(&slot)
             .is_some_and(|k| is_older(resource_version, &k.resource_version));
-        if is_older && from == Seen::Watch {
+        if is_older && from != Seen::List {
             return;
         }
         let json = object.to_string().into_boxed_str();
         let resource_version = resource_version.to_owned();
         kept.insert(slot, Kept { resource_version, json });
+    }
+
+    /// Whether the watch has come to this version.
+    fn was_told(&self, kind: Kind, resource_version: &str) -> bool {
+        let told_to = self.told_to.read().get(&kind).copied();
+        told_to.is_some_and(|told_to| resource_version.parse().is_ok_and(|version: u64| version <= told_to))
+    }
+
+    /// The watch has come to this version. Before anything is made of it.
+    fn told(&self, kind: Kind, object: &DynamicObject) {
+        let version = object.metadata.resource_version.as_deref();
+        if let Some(version) = version.and_then(|v| v.parse::<u64>().ok()) {
+            let mut told_to = self.told_to.write();
+            let newest = told_to.entry(kind).or_default();
+            *newest = version.max(*newest);
+        }
     }
 
     fn forget(&self, kind: Kind, key: &ObjectKey, resource_version: &str) {
@@ -235,8 +260,13 @@ impl Children {
         let mut first = true;
         while let Some(event) = stream.next().await {
             match event {
-                Ok(Event::Init) => listed.clear(),
+                Ok(Event::Init) => {
+                    listed.clear();
+                    // The API server's data may have been restored from an earlier day.
+                    self.told_to.write().remove(&kind);
+                }
                 Ok(Event::InitApply(object)) => {
+                    self.told(kind, &object);
                     let key = key_of(&object);
                     listed.insert(key.clone());
                     self.apply(kind, key, object, Seen::List, changed);
@@ -249,8 +279,12 @@ impl Children {
                         self.settle(kind);
                     }
                 }
-                Ok(Event::Apply(object)) => self.apply(kind, key_of(&object), object, Seen::Watch, changed),
+                Ok(Event::Apply(object)) => {
+                    self.told(kind, &object);
+                    self.apply(kind, key_of(&object), object, Seen::Watch, changed);
+                }
                 Ok(Event::Delete(object)) => {
+                    self.told(kind, &object);
                     let key = key_of(&object);
                     let version = object.metadata.resource_version.clone().unwrap_or_default();
                     self.forget(kind, &key, &version);
@@ -426,6 +460,54 @@ mod tests {
             Some("9"),
             "the deletion of an earlier namesake"
         );
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_the_watch_has_overtaken_brings_nothing_back() {
+        let answer = |children: &Children, version: &str| {
+            let key = ("ns".to_owned(), "m".to_owned());
+            children.observe(Kind::Service, &key, &Child::new(object(version)));
+        };
+        let mut other = object("9");
+        other.metadata.name = Some("other".into());
+        for (what, events, answered, want) in [
+            ("the watch is late", vec![], "5", Some("5")),
+            ("of nothing yet", vec![Event::Apply(object("4"))], "5", Some("5")),
+            (
+                "made and deleted",
+                vec![Event::Apply(object("5")), Event::Delete(object("6"))],
+                "5",
+                None,
+            ),
+            (
+                "made anew since",
+                vec![Event::Apply(object("5")), Event::Delete(object("6"))],
+                "7",
+                Some("7"),
+            ),
+            (
+                "changed since",
+                vec![Event::Apply(object("5")), Event::Apply(object("8"))],
+                "5",
+                Some("8"),
+            ),
+            (
+                "listed as gone",
+                vec![Event::Init, Event::InitApply(other.clone()), Event::InitDone],
+                "5",
+                None,
+            ),
+            (
+                "of an earlier day",
+                vec![Event::Apply(other), Event::Init, Event::InitDone],
+                "5",
+                Some("5"),
+            ),
+        ] {
+            let (children, _) = after(events).await;
+            answer(&children, answered);
+            assert_eq!(version(&children).as_deref(), want, "{what}");
+        }
     }
 
     #[tokio::test]
