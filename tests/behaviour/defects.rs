@@ -4,12 +4,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use berth_crds::names;
 use berth_crds::premlabs::{AIDeployment, AIDeploymentStatus};
 use berth_tests::{Fixture, Suite, eventually};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
@@ -28,6 +29,14 @@ fn main() -> ExitCode {
         .trial("a program that changes a child back is not fought for ever", |c| {
             keeps_changing(Fixture::new(c))
         })
+        .trial(
+            "a program that deletes a child or takes its mark away is not fought for ever",
+            |c| keeps_vanishing(Fixture::new(c)),
+        )
+        .trial(
+            "who waits for a node is not written to as the pods of others come and go",
+            |c| waits_quietly(Fixture::new(c)),
+        )
         .trial(
             "notes of a program with the original's field manager are no contest",
             |c| notes_of_manager(Fixture::new(c)),
@@ -232,6 +241,129 @@ async fn keeps_changing(f: Fixture) -> anyhow::Result<()> {
         port[0]["targetPort"] == 8080 && service.metadata.labels.is_some_and(|l| l.contains_key("edited")),
         "{port}"
     );
+    Ok(())
+}
+
+async fn keeps_vanishing(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("vanishes").await?;
+    let services = Api::<Service>::namespaced(f.client(), &ns);
+    for (name, told) in [("deleted", "keeps deleting Service"), ("stripped", names::APPLIED)] {
+        let mut object = on_nodes(name, "a", json!([{"domain": "v.example.com", "port": 8080}]));
+        object["spec"]["deployment"]["nodeSelector"] = json!({});
+        f.apply(&ns, object.clone()).await?;
+        expect_status(&f, &ns, name, "Ready").await?;
+
+        let fighter = {
+            let services = services.clone();
+            tokio::spawn(async move {
+                let strip = json!({"metadata": {"annotations": {names::APPLIED: null}}});
+                loop {
+                    // Its own failures are of no interest.
+                    if name == "deleted" {
+                        let _ = services.delete(name, &DeleteParams::default()).await;
+                    } else {
+                        let params = PatchParams::apply("fighter");
+                        let _ = services.patch(name, &params, &Patch::Merge(&strip)).await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            })
+        };
+        let said = f
+            .expect_condition(&ns, name, "Accepted", ("False", "ChildKeepsChanging"))
+            .await?;
+        ensure!(said.contains(told) && said.contains("Service"), "{said}");
+        let writes = async || {
+            let all = f.controller_writes("services").await?;
+            let service = format!("/{ns}/services/{name}?");
+            anyhow::Ok(all.iter().filter(|w| w.contains(&service)).count())
+        };
+        let before = writes().await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let after = writes().await?;
+        ensure!(
+            (5..=10).contains(&before) && after <= before + 2,
+            "{name}: {before} writes, then {after}"
+        );
+
+        // An edit is no repair: it is carried out at once.
+        fighter.abort();
+        object["spec"]["service"] = json!({"labels": {"edited": "1"}});
+        f.apply(&ns, object).await?;
+        f.expect_condition(&ns, name, "Accepted", ("True", "Valid")).await?;
+        let service = services.get(name).await?;
+        ensure!(service.labels().contains_key("edited"), "{:?}", service.metadata);
+        ensure!(service.annotations().contains_key(names::APPLIED));
+    }
+    f.delete_namespace(&ns).await
+}
+
+async fn waits_quietly(f: Fixture) -> anyhow::Result<()> {
+    let ns = f.namespace("quiet").await?;
+    f.add_node(
+        "quiet-0",
+        json!({"example.com/zone": "quiet"}),
+        json!({"nvidia.com/gpu": "4"}),
+    )
+    .await?;
+    let pods = Api::<Pod>::namespaced(f.client(), &ns);
+    let run = async |name: &str| {
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": "quiet-0", "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "c", "image": "x", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}});
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+            .await?;
+        anyhow::Ok(())
+    };
+    run("first").await?;
+    let wants =
+        json!({"accelerator": {"interface": "CUDA", "count": 4}, "nodeSelector": {"example.com/zone": "quiet"}});
+    f.apply_vllm(&ns, "waits", wants).await?;
+    // A new node is not ready at once.
+    let told = eventually("the node and what is wanted", SOON, async || {
+        let told = f.expect_condition(&ns, "waits", "Placed", ("False", "NoFit")).await?;
+        ensure!(told.contains("quiet-0") && told.contains("4 nvidia.com/gpu"), "{told}");
+        Ok(told)
+    })
+    .await?;
+    let list = pods
+        .list(&ListParams::default().labels("mlcontroller.premlabs.io/ai-deployment=waits"))
+        .await?;
+    let waiting = list.items.first().context("no pod waits")?.name_any();
+    let writes = async || {
+        let all = f.controller_writes("aideployments").await?;
+        anyhow::Ok(all.iter().filter(|w| w.contains(&format!("/{ns}/"))).count())
+    };
+    let before = writes().await?;
+    for (others, free) in [(2, "2"), (3, "1"), (4, "0"), (1, "3"), (3, "1")] {
+        for n in 2..=4 {
+            let (name, wanted) = (format!("other-{n}"), n <= others);
+            match (pods.get_opt(&name).await?.is_some(), wanted) {
+                (false, true) => run(&name).await?,
+                (true, false) => drop(pods.delete(&name, &DeleteParams::default()).await?),
+                (true, true) | (false, false) => {}
+            }
+        }
+        eventually(&format!("placement sees {free} free GPUs"), SOON, async || {
+            let decision = f.controller_json(&format!("/explain/{ns}/{waiting}")).await?;
+            let miss = decision["decision"]["rejected"][0]["miss"].as_str().unwrap_or_default();
+            ensure!(miss.starts_with(&format!("has {free} of 4")), "{decision}");
+            Ok(())
+        })
+        .await?;
+    }
+    let again = f.expect_condition(&ns, "waits", "Placed", ("False", "NoFit")).await?;
+    let after = writes().await?;
+    ensure!(
+        told == again && before == after,
+        "{before} writes, then {after}: {told} ~ {again}"
+    );
+    for name in ["first", "other-2", "other-3"] {
+        pods.delete(name, &DeleteParams::default()).await?;
+    }
+    f.expect_condition(&ns, "waits", "Placed", ("True", "AllPlaced"))
+        .await?;
+    f.delete_namespace(&ns).await?;
+    f.kubectl(&["delete", "node", "quiet-0"]).await?;
     Ok(())
 }
 

@@ -62,17 +62,18 @@ pub enum Error {
         /// How much longer it has to be.
         remaining: Duration,
     },
-    /// Somebody changes a field of a child back whenever Berth has set it.
+    /// Somebody changes a field of a child back whenever Berth has set it, or deletes the child.
     #[error(
-        "something in this cluster keeps changing {} of {kind} {namespace}/{name}, which this object sets, so Berth sets it back only every \
-         {minutes} min now; find who writes it (kubectl get -o yaml --show-managed-fields), and stop it or change this object", fields.join(", ")
+        "something in this cluster keeps {deeds} {kind} {namespace}/{name}, which this object asks for, so Berth sets it back only every \
+         {minutes} min now; find who does it (kubectl get -o yaml --show-managed-fields, or the API server's audit log), and stop it or change \
+         this object"
     )]
     KeepsChanging {
         kind: &'static str,
         namespace: String,
         name: String,
-        /// Paths in the child.
-        fields: Vec<String>,
+        /// What is done, with the paths in the child: "changing spec.ports of".
+        deeds: String,
         /// Time between two repairs.
         minutes: u64,
         /// How much longer the child is left as it is.

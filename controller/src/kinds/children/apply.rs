@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::adoption::{self, Evidence, Original, Terms};
+use super::repairs::Deed;
 use super::subset;
 use super::{Child, Kind};
 use crate::cluster::ObjectKey;
@@ -134,12 +135,22 @@ fn differences(intent: &Intent, seen: &Child) -> BTreeSet<String> {
     found
 }
 
-/// What somebody changed in an object since it was made as it should be.
-pub fn changed_by_others(intent: &Intent, seen: &Child, settled: &BTreeSet<String>) -> Vec<String> {
-    if seen.annotation(names::APPLIED) != Some(intent.hash.as_str()) {
-        return Vec::new();
+/// What somebody did to an object since it was made as it should be. `was_made`: this process made it so last, and did not delete it.
+pub fn done_by_others(
+    intent: &Intent,
+    seen: Option<&Child>,
+    settled: &BTreeSet<String>,
+    was_made: bool,
+) -> Option<Deed> {
+    let Some(seen) = seen else {
+        return was_made.then_some(Deed::Deleted);
+    };
+    // Taking the annotation away hides no change.
+    if seen.annotation(names::APPLIED) != Some(intent.hash.as_str()) && !was_made {
+        return None;
     }
-    differences(intent, seen).difference(settled).cloned().collect()
+    let changed: Vec<String> = differences(intent, seen).difference(settled).cloned().collect();
+    (!changed.is_empty()).then_some(Deed::Changed(changed))
 }
 
 /// Whose an object is, where it is not the owner's. One that lost its owner reference but still carries our marks is the owner's: it was
@@ -452,6 +463,42 @@ mod tests {
         let object = json!({"metadata": {"name": "m", "namespace": "ns"}, "spec": {"ports": [{"port": 80}], "type": "NodePort"}});
         let before = stored(&Intent::new(Kind::Service, &owner("u"), object));
         assert_eq!(decided(Some(&before)), Decision::Update);
+    }
+
+    #[test]
+    fn what_others_did_is_told_from_what_is_asked_anew() {
+        let right = stored(&intent());
+        let mut edited = stored(&intent());
+        edited.object["spec"]["ports"][0]["port"] = 81.into();
+        let edit = || Some(Deed::Changed(vec!["spec.ports.80/TCP".into()]));
+        let mut stripped = stored(&intent());
+        stripped.object["metadata"]["annotations"] = json!({"of": "others"});
+        let mut forged = stored(&intent());
+        forged.object["metadata"]["annotations"][names::APPLIED] = "other".into();
+        let of_annotation = || Some(Deed::Changed(vec![format!("metadata.annotations.{}", names::APPLIED)]));
+        for (what, seen, was_made, want) in [
+            ("never made", None, false, None),
+            ("deleted", None, true, Some(Deed::Deleted)),
+            ("as it should be", Some(&right), true, None),
+            ("as it should be, made before a restart", Some(&right), false, None),
+            ("edited", Some(&edited), true, edit()),
+            ("edited, made before a restart", Some(&edited), false, edit()),
+            ("stripped of the annotation", Some(&stripped), true, of_annotation()),
+            ("with another hash", Some(&forged), true, of_annotation()),
+            ("of another intent", Some(&forged), false, None),
+        ] {
+            assert_eq!(
+                done_by_others(&intent(), seen, &BTreeSet::new(), was_made),
+                want,
+                "{what}"
+            );
+        }
+        let settled = BTreeSet::from(["spec.ports.80/TCP".to_owned()]);
+        assert_eq!(
+            done_by_others(&intent(), Some(&edited), &settled, true),
+            None,
+            "an admission rule does it"
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ mod tests {
             kind: "Service",
             namespace: "ns".into(),
             name: name.into(),
-            fields: vec!["spec.ports".into()],
+            deeds: "changing spec.ports of".into(),
             minutes: 2,
             remaining: Duration::from_secs(9),
         })

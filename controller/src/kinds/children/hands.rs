@@ -11,7 +11,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use super::apply::{Applied, Decision, Intent, Writer, changed_by_others, decide, timed};
+use super::apply::{Applied, Decision, Intent, Writer, decide, done_by_others, timed};
 use super::repairs::{Repairs, THEN_EVERY};
 use super::{Child, Children, Kind};
 use crate::cluster::ObjectKey;
@@ -41,11 +41,11 @@ impl<S: Clone> Hands<'_, S> {
         let now = part.as_ref().unwrap_or(&intent);
         let before = memory.repairs.get(&slot).cloned().unwrap_or_default();
         let mut repairs = before.clone();
-        let changed = seen
-            .map(|seen| changed_by_others(now, seen, &settled))
-            .unwrap_or_default();
-        let is_repair = !changed.is_empty();
-        if is_repair && let Some(remaining) = repairs.changed(changed, self.writer.terms.now) {
+        let done = done_by_others(now, seen, &settled, repairs.is_applied(&now.hash));
+        let is_repair = done.is_some();
+        if let Some(deed) = done
+            && let Some(remaining) = repairs.disturbed(deed, self.writer.terms.now)
+        {
             let error = keeps_changing(&intent, &repairs, remaining);
             if repairs != before {
                 self.memories
@@ -71,6 +71,7 @@ impl<S: Clone> Hands<'_, S> {
                 self.children.observe(kind, &child_key, &child);
                 self.memories
                     .change(self.key, |m| drop(m.settled.insert(slot.clone(), settled)));
+                repairs.applied(child.annotation(names::APPLIED));
                 match is_repair {
                     true => repairs.repaired(self.writer.terms.now),
                     false => {
@@ -100,6 +101,12 @@ impl<S: Clone> Hands<'_, S> {
     /// Takes away a child that is no longer wanted, if it is ours.
     pub async fn prune(&self, kind: Kind, seen: &Child) -> Result<(), Error> {
         let name = seen.object["metadata"]["name"].as_str().unwrap_or_default();
+        // Before it is gone: a look after that may want it again.
+        self.memories.change(self.key, |m| {
+            if let Some(repairs) = m.repairs.get_mut(&(kind, name.to_owned())) {
+                repairs.pruned();
+            }
+        });
         if self.writer.prune(kind, &self.key.0, name, Some(seen)).await? {
             tracing::info!(
                 kind = kind.as_str(),
@@ -143,7 +150,7 @@ fn keeps_changing(intent: &Intent, repairs: &Repairs, remaining: Duration) -> Er
         kind: intent.kind.as_str(),
         namespace: intent.namespace.clone(),
         name: intent.name.clone(),
-        fields: repairs.fields(),
+        deeds: repairs.deeds(),
         minutes: THEN_EVERY.as_secs() / 60,
         remaining,
     }

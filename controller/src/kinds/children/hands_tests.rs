@@ -52,10 +52,9 @@ impl World {
         }
     }
 
-    /// One look at a Deployment that leaves its number of replicas to others. For how long it is told that the child keeps changing.
-    async fn look(&self, second: i64, image: &str, seen: Option<&Child>) -> Option<u64> {
+    fn hands(&self, second: i64) -> Hands<'_, ()> {
         let now = Timestamp::from_second(1_000_000 + second).unwrap();
-        let hands = Hands {
+        Hands {
             writer: Writer {
                 client: &self.client,
                 manager: "berth",
@@ -65,13 +64,20 @@ impl World {
             children: &self.children,
             memories: &self.memories,
             key: &self.key,
-        };
-        match hands.apply(Kind::Deployment, wanted(image), seen).await {
+        }
+    }
+
+    /// The Deployment is not wanted any more.
+    async fn prune(&self, second: i64) {
+        let seen = self.seen("a", "a");
+        self.hands(second).prune(Kind::Deployment, &seen).await.unwrap();
+    }
+
+    /// One look at a Deployment that leaves its number of replicas to others. For how long it is told that the child keeps changing.
+    async fn look(&self, second: i64, image: &str, seen: Option<&Child>) -> Option<u64> {
+        match self.hands(second).apply(Kind::Deployment, wanted(image), seen).await {
             Ok(()) => None,
-            Err(Error::KeepsChanging { fields, remaining, .. }) => {
-                assert_eq!(fields, ["spec.image"]);
-                Some(remaining.as_secs())
-            }
+            Err(Error::KeepsChanging { remaining, .. }) => Some(remaining.as_secs()),
             Err(other) => panic!("{other}"),
         }
     }
@@ -121,6 +127,35 @@ async fn a_child_that_keeps_changing_is_left_alone_and_told_of_until_it_is_quiet
         "quiet for as long as the brake"
     );
     assert_eq!(world.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_child_that_keeps_being_deleted_or_stripped_is_made_again_more_and_more_slowly() {
+    let mut stripped = World::new().seen("a", "a");
+    stripped.object["metadata"]["annotations"].take();
+    for (what, seen) in [("deleted", None), ("stripped", Some(&stripped))] {
+        let world = World::new();
+        assert_eq!(world.look(0, "a", None).await, None);
+        assert_eq!(world.asked(), 1, "{what}: made");
+        for second in 1..6 {
+            assert_eq!(world.look(second, "a", seen).await, None, "{what}");
+            assert_ne!(world.asked(), 0, "{what}");
+        }
+        assert_eq!(world.look(6, "a", seen).await, Some(119), "{what}");
+        assert_eq!(world.asked(), 0, "{what}");
+        assert_eq!(world.look(7, "b", seen).await, None, "{what}: an edit is no repair");
+        assert_ne!(world.asked(), 0, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn what_berth_deletes_and_makes_again_is_no_repair() {
+    let world = World::new();
+    for second in 0..10 {
+        assert_eq!(world.look(second, "a", None).await, None);
+        world.prune(second).await;
+        world.asked();
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! How often a child is set back to what it had been made, when somebody keeps changing it.
+//! How often a child is set back to what it had been made, when somebody keeps changing or deleting it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,27 +14,61 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 /// Fields that are named at most: enough to find who writes them, and the list ends growing.
 const MOST_FIELDS: usize = 8;
 
+/// What somebody did to a child since it was made as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deed {
+    /// These fields are otherwise now.
+    Changed(Vec<String>),
+    /// It is gone, or its label is by which it is seen.
+    Deleted,
+}
+
 /// Of one child.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Repairs {
+    /// Hash of what it was last made.
+    applied: Option<String>,
     count: u32,
     last: Option<Timestamp>,
     /// What was changed so far, not what differs right now: that differs from look to look.
     fields: BTreeSet<String>,
+    /// Whether it was deleted so far.
+    deleted: bool,
     /// A repair had to wait, and the child has not been quiet since.
     braked: bool,
 }
 
 impl Repairs {
-    /// Somebody changed these fields. How long the child is to be left as it is; `None`: it may be repaired now.
-    pub fn changed(&mut self, fields: Vec<String>, now: Timestamp) -> Option<Duration> {
+    /// Whether the child was made like this and nothing else since, as far as this process knows.
+    pub fn is_applied(&self, hash: &str) -> bool {
+        self.applied.as_deref() == Some(hash)
+    }
+
+    /// The child was written; with this hash, where it carries one.
+    pub fn applied(&mut self, hash: Option<&str>) {
+        self.applied = hash.map(str::to_owned);
+    }
+
+    /// Berth itself deleted the child: to make it again is no repair.
+    pub fn pruned(&mut self) {
+        self.applied = None;
+        self.quiet();
+    }
+
+    /// Somebody did this. How long the child is to be left as it is; `None`: it may be repaired now.
+    pub fn disturbed(&mut self, deed: Deed, now: Timestamp) -> Option<Duration> {
         if self.since(now).is_some_and(|since| since >= FORGOTTEN) {
             self.quiet();
         }
-        for field in fields {
-            if self.fields.len() < MOST_FIELDS {
-                self.fields.insert(field);
+        match deed {
+            Deed::Changed(fields) => {
+                for field in fields {
+                    if self.fields.len() < MOST_FIELDS {
+                        self.fields.insert(field);
+                    }
+                }
             }
+            Deed::Deleted => self.deleted = true,
         }
         let wait = self.wait(now);
         self.braked |= wait.is_some();
@@ -68,14 +102,21 @@ impl Repairs {
         self.quiet();
     }
 
-    /// What was changed, as far as is kept.
-    pub fn fields(&self) -> Vec<String> {
-        self.fields.iter().cloned().collect()
+    /// What was done, as far as is kept. Completes the sentence "something keeps … the Service".
+    pub fn deeds(&self) -> String {
+        let fields: Vec<&str> = self.fields.iter().map(String::as_str).collect();
+        let fields = fields.join(", ");
+        match (fields.is_empty(), self.deleted) {
+            (true, _) => "deleting".into(),
+            (false, true) => format!("deleting, and changing {fields} of,"),
+            (false, false) => format!("changing {fields} of"),
+        }
     }
 
     fn quiet(&mut self) {
         self.braked = false;
         self.fields.clear();
+        self.deleted = false;
     }
 
     fn wait(&self, now: Timestamp) -> Option<Duration> {
@@ -99,15 +140,15 @@ mod tests {
         Timestamp::from_second(1_000_000 + second).unwrap()
     }
 
-    fn field(name: &str) -> Vec<String> {
-        vec![name.to_owned()]
+    fn field(name: &str) -> Deed {
+        Deed::Changed(vec![name.to_owned()])
     }
 
     /// Changed and repaired at once, as often as that goes.
     fn at_its_limit() -> Repairs {
         let mut repairs = Repairs::default();
         for n in 0..5 {
-            assert_eq!(repairs.changed(field("a"), at(n)), None, "{n}");
+            assert_eq!(repairs.disturbed(field("a"), at(n)), None, "{n}");
             assert_eq!(repairs.repaired(at(n)), None, "{n}");
         }
         repairs
@@ -116,14 +157,14 @@ mod tests {
     #[test]
     fn a_few_at_once_then_slowly_and_after_a_quiet_time_anew() {
         let mut repairs = at_its_limit();
-        assert_eq!(repairs.changed(field("a"), at(5)), Some(119 * S));
-        assert_eq!(repairs.changed(field("a"), at(124)), None);
+        assert_eq!(repairs.disturbed(field("a"), at(5)), Some(119 * S));
+        assert_eq!(repairs.disturbed(field("a"), at(124)), None);
         repairs.repaired(at(124));
-        assert_eq!(repairs.changed(field("a"), at(125)), Some(119 * S), "it goes on");
-        assert_eq!(repairs.changed(field("a"), at(1000)), None);
+        assert_eq!(repairs.disturbed(field("a"), at(125)), Some(119 * S), "it goes on");
+        assert_eq!(repairs.disturbed(field("a"), at(1000)), None);
         repairs.repaired(at(1000));
         assert_eq!(
-            repairs.changed(field("a"), at(1001)),
+            repairs.disturbed(field("a"), at(1001)),
             None,
             "long after, it is the first again"
         );
@@ -135,9 +176,9 @@ mod tests {
         assert_eq!(repairs.unchanged(at(5)), None, "no repair had to wait");
         for round in 0..3 {
             let base = round * 120;
-            assert_eq!(repairs.changed(field("a"), at(base + 5)), Some(119 * S));
+            assert_eq!(repairs.disturbed(field("a"), at(base + 5)), Some(119 * S));
             assert_eq!(repairs.unchanged(at(base + 6)), Some(118 * S), "changed to and fro");
-            assert_eq!(repairs.changed(field("a"), at(base + 124)), None);
+            assert_eq!(repairs.disturbed(field("a"), at(base + 124)), None);
             assert_eq!(repairs.repaired(at(base + 124)), Some(THEN_EVERY));
             assert_eq!(
                 repairs.unchanged(at(base + 124)),
@@ -146,29 +187,62 @@ mod tests {
             );
         }
         assert_eq!(repairs.unchanged(at(364 + 120)), None);
-        assert!(repairs.fields().is_empty());
-        assert_eq!(repairs.changed(field("a"), at(364 + 121)), None);
+        assert!(repairs.fields.is_empty());
+        assert_eq!(repairs.disturbed(field("a"), at(364 + 121)), None);
         assert_eq!(repairs.repaired(at(364 + 121)), None, "it was quiet in between");
     }
 
     #[test]
     fn an_edit_of_the_object_ends_it() {
         let mut repairs = at_its_limit();
-        repairs.changed(field("a"), at(5));
+        repairs.disturbed(field("a"), at(5));
         repairs.written();
         assert_eq!(repairs.unchanged(at(6)), None);
-        assert_eq!(repairs.changed(field("b"), at(7)), Some(117 * S), "the brake holds on");
-        assert_eq!(repairs.fields(), ["b"]);
+        assert_eq!(
+            repairs.disturbed(field("b"), at(7)),
+            Some(117 * S),
+            "the brake holds on"
+        );
+        assert_eq!(repairs.deeds(), "changing b of");
+    }
+
+    #[test]
+    fn deleting_counts_like_changing_and_is_told() {
+        let mut repairs = Repairs::default();
+        for n in 0..5 {
+            assert_eq!(repairs.disturbed(Deed::Deleted, at(n)), None, "{n}");
+            repairs.repaired(at(n));
+        }
+        assert_eq!(repairs.disturbed(Deed::Deleted, at(5)), Some(119 * S));
+        assert_eq!(repairs.deeds(), "deleting");
+        assert_eq!(repairs.disturbed(field("a"), at(6)), Some(118 * S));
+        assert_eq!(repairs.deeds(), "deleting, and changing a of,");
+        assert_eq!(repairs.unchanged(at(124)), None);
+        repairs.disturbed(field("b"), at(125));
+        assert_eq!(repairs.deeds(), "changing b of");
+    }
+
+    #[test]
+    fn what_berth_deleted_itself_was_not_made() {
+        let mut repairs = Repairs::default();
+        assert!(!repairs.is_applied("h"), "not by this process");
+        repairs.applied(Some("h"));
+        assert!(repairs.is_applied("h") && !repairs.is_applied("i"));
+        repairs.pruned();
+        assert!(!repairs.is_applied("h"));
+        repairs.applied(None);
+        assert!(!repairs.is_applied("h"), "an admission rule takes the annotation away");
     }
 
     #[test]
     fn fields_that_were_changed_stay_named_and_are_few() {
         let mut repairs = at_its_limit();
         for n in 0..20 {
-            repairs.changed(field(&format!("f{n:02}")), at(5));
+            repairs.disturbed(field(&format!("f{n:02}")), at(5));
         }
-        assert_eq!(repairs.fields(), ["a", "f00", "f01", "f02", "f03", "f04", "f05", "f06"]);
-        repairs.changed(field("f03"), at(6));
-        assert_eq!(repairs.fields().len(), 8);
+        let kept: Vec<&str> = repairs.fields.iter().map(String::as_str).collect();
+        assert_eq!(kept, ["a", "f00", "f01", "f02", "f03", "f04", "f05", "f06"]);
+        repairs.disturbed(field("f03"), at(6));
+        assert_eq!(repairs.fields.len(), 8);
     }
 }

@@ -159,11 +159,15 @@ async fn apply(model: &Validated, object: &ModelDeployment, room: &Room) -> Resu
     if let (Wanted::Gone, Some(seen)) = (&autoscaler, &observed.autoscaler) {
         hands.prune(Kind::HorizontalPodAutoscaler, seen).await?;
     }
+    let mut braked = Braked::default();
     match (job.value(), &observed.job) {
         (Wanted::Gone, Some(seen)) => hands.prune(Kind::Job, seen).await?,
         (Wanted::Like(job), seen) => {
-            hands.apply(Kind::Job, *job, seen.as_ref()).await?;
-            room.context.metrics.model_validation(Validation::Started);
+            let begun = hands.apply(Kind::Job, *job, seen.as_ref()).await;
+            if begun.is_ok() {
+                room.context.metrics.model_validation(Validation::Started);
+            }
+            braked.pass(begun)?;
         }
         (Wanted::Gone, None) | (Wanted::Left, _) => {}
     }
@@ -172,7 +176,6 @@ async fn apply(model: &Validated, object: &ModelDeployment, room: &Room) -> Resu
         (Kind::Service, service.value(), &observed.service),
         (Kind::HorizontalPodAutoscaler, autoscaler, &observed.autoscaler),
     ];
-    let mut braked = Braked::default();
     for (kind, wanted, seen) in steps {
         if let Wanted::Like(child) = wanted {
             braked.pass(hands.apply(kind, *child, seen.as_ref()).await)?;
