@@ -364,11 +364,25 @@ async fn autoscale(f: Fixture) -> anyhow::Result<()> {
     // No metrics here: the autoscaler says so, and the number stays.
     reason(&f, &ns, "m", "ScalingActive", "ScalerNotReady").await?;
     number(2).await?;
-    let autoscaler = autoscalers(&f, &ns).get("inference-m").await?.spec.context("spec")?;
+    let autoscaler = autoscalers(&f, &ns).get("inference-m").await?;
+    let uid = autoscaler.uid();
+    let autoscaler = autoscaler.spec.context("spec")?;
     ensure!(
         (autoscaler.min_replicas, autoscaler.max_replicas) == (Some(1), 4),
         "{autoscaler:?}"
     );
+    // Deleted by hand it comes back, and the number is not taken back in between.
+    autoscalers(&f, &ns)
+        .delete("inference-m", &DeleteParams::default())
+        .await?;
+    eventually("the autoscaler is back", SOON, async || {
+        let again = autoscalers(&f, &ns).get("inference-m").await?;
+        ensure!(again.uid() != uid, "the one before");
+        Ok(())
+    })
+    .await?;
+    reason(&f, &ns, "m", "ScalingActive", "ScalerNotReady").await?;
+    number(2).await?;
     // Its least number needs none.
     let bounds = json!({"autoscale": true, "minReplicas": 3});
     apply(&f, &ns, "m", with(bounds), json!({})).await?;
