@@ -63,9 +63,13 @@ fn main() -> anyhow::Result<()> {
 
 async fn release(settings: &Settings) -> anyhow::Result<()> {
     let client = client::connect().await?;
-    let gates = placement::release::release(client.clone(), settings).await;
-    // Gates that are left, whatever keeps them, keep no taint: the next try may not come.
-    let taints = nodes::take_all_taints(&client).await;
+    // A controller that still runs would put every taint back at once.
+    placement::release::stop_controller(&client, settings).await?;
+    // Side by side: gates that are slow to go, or stay, keep no taint. The next try may not come.
+    let (gates, taints) = tokio::join!(
+        placement::release::release(client.clone()),
+        nodes::take_all_taints(&client)
+    );
     if let Err(left) = &taints {
         tracing::error!("{left}");
     }

@@ -1,6 +1,8 @@
 //! What the original operator got wrong over time, where a manifest and its objects (the conformance rows) cannot show it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -196,10 +198,11 @@ async fn keeps_changing(f: Fixture) -> anyhow::Result<()> {
     expect_status(&f, &ns, "m", "Ready").await?;
 
     let services = Api::<Service>::namespaced(f.client(), &ns);
+    let over = Arc::new(AtomicBool::new(false));
     let fighter = {
-        let services = services.clone();
+        let (services, is_over) = (services.clone(), Arc::clone(&over));
         tokio::spawn(async move {
-            loop {
+            while !is_over.load(Ordering::SeqCst) {
                 let ports = json!({"spec": {"ports": [{"port": 8080, "targetPort": 9999}]}});
                 // Its own failures are of no interest.
                 let _ = services
@@ -231,7 +234,8 @@ async fn keeps_changing(f: Fixture) -> anyhow::Result<()> {
     ensure!(before <= 10 && after <= before + 2, "{before} writes, then {after}");
 
     // An edit is no repair: it is carried out at once.
-    fighter.abort();
+    over.store(true, Ordering::SeqCst);
+    fighter.await?;
     object["spec"]["service"] = json!({"labels": {"edited": "1"}});
     f.apply(&ns, object).await?;
     f.expect_condition(&ns, "m", "Accepted", ("True", "Valid")).await?;
@@ -253,11 +257,12 @@ async fn keeps_vanishing(f: Fixture) -> anyhow::Result<()> {
         f.apply(&ns, object.clone()).await?;
         expect_status(&f, &ns, name, "Ready").await?;
 
+        let over = Arc::new(AtomicBool::new(false));
         let fighter = {
-            let services = services.clone();
+            let (services, is_over) = (services.clone(), Arc::clone(&over));
             tokio::spawn(async move {
                 let strip = json!({"metadata": {"annotations": {names::APPLIED: null}}});
-                loop {
+                while !is_over.load(Ordering::SeqCst) {
                     // Its own failures are of no interest.
                     if name == "deleted" {
                         let _ = services.delete(name, &DeleteParams::default()).await;
@@ -287,7 +292,8 @@ async fn keeps_vanishing(f: Fixture) -> anyhow::Result<()> {
         );
 
         // An edit is no repair: it is carried out at once.
-        fighter.abort();
+        over.store(true, Ordering::SeqCst);
+        fighter.await?;
         object["spec"]["service"] = json!({"labels": {"edited": "1"}});
         f.apply(&ns, object).await?;
         f.expect_condition(&ns, name, "Accepted", ("True", "Valid")).await?;

@@ -86,9 +86,8 @@ impl ReleaseError {
 
 type Result<T> = std::result::Result<T, ReleaseError>;
 
-/// Stops the controller and takes our gate from every Deployment, ReplicaSet and waiting pod of the cluster.
-pub async fn release(client: Client, settings: &Settings) -> Result<()> {
-    stop_controller(&client, settings).await?;
+/// Takes our gate from every Deployment, ReplicaSet and waiting pod of the cluster, whose controller is [stopped](stop_controller).
+pub async fn release(client: Client) -> Result<()> {
     let deployments = gated(list(&client, "Deployments", "").await?, template::of_deployment);
     let done = "the gate is out of the template, nothing restarted";
     each("Deployment", deployments, done, async |d| {
@@ -130,7 +129,7 @@ async fn each<K: ResourceExt>(kind: &str, objects: Vec<K>, done: &str, act: impl
 }
 
 /// The running controller would gate anew what is released here.
-async fn stop_controller(client: &Client, settings: &Settings) -> Result<()> {
+pub async fn stop_controller(client: &Client, settings: &Settings) -> Result<()> {
     let (namespace, name) = (&settings.namespace, &settings.deployment);
     let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let what = format!("scale Deployment {namespace}/{name} to 0");

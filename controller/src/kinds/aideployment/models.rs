@@ -147,7 +147,8 @@ fn look_up<'a>(
                 "the namespace {namespace:?} has no AIModelMap {name:?} that allows AIDeployments of the namespace {own_namespace}"
             ),
             format_args!(
-                "annotate it there with {}={own_namespace} (more namespaces: comma-separated; all: *), or copy it here",
+                "annotate it there with {}={own_namespace} (more namespaces: comma-separated; all: *), or copy it here; where that is \
+                 done, check name and namespace",
                 names::ALLOW_FROM
             ),
         );

@@ -41,7 +41,10 @@ impl<S: Clone> Hands<'_, S> {
         let now = part.as_ref().unwrap_or(&intent);
         let before = memory.repairs.get(&slot).cloned().unwrap_or_default();
         let mut repairs = before.clone();
-        let done = done_by_others(now, seen, &settled, repairs.is_applied(&now.hash));
+        let child_key = (intent.namespace.clone(), intent.name.clone());
+        // An original that takes the child back is no stranger: that is told, and waited for, as a contest.
+        let is_contested = self.children.contests.is_known(kind, &child_key, self.writer.terms.now);
+        let done = done_by_others(now, seen, &settled, repairs.is_applied(&now.hash)).filter(|_| !is_contested);
         let is_repair = done.is_some();
         if let Some(deed) = done
             && let Some(remaining) = repairs.disturbed(deed, self.writer.terms.now)
@@ -67,11 +70,12 @@ impl<S: Clone> Hands<'_, S> {
                     name = self.key.1,
                     "applied"
                 );
-                let child_key = (intent.namespace.clone(), intent.name.clone());
                 self.children.observe(kind, &child_key, &child);
                 self.memories
                     .change(self.key, |m| drop(m.settled.insert(slot.clone(), settled)));
-                repairs.applied(child.annotation(names::APPLIED));
+                // Without the label no look sees it: that it is not seen does not say that it was deleted.
+                let is_seen = child.label(names::MANAGED_BY) == Some(names::MANAGED_BY_BERTH);
+                repairs.applied(child.annotation(names::APPLIED).filter(|_| is_seen));
                 match is_repair {
                     true => repairs.repaired(self.writer.terms.now),
                     false => {

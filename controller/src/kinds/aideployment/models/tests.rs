@@ -123,7 +123,7 @@ fn every_reference_that_leads_nowhere_is_a_problem_of_its_own() {
              spec.vllm has full, empty, full; name one of those, or add it there",
             "ReferenceNotPermitted spec.models[3].modelMapRef.namespace: the namespace \"other\" has no AIModelMap \"Phi_2.0\" that allows \
              AIDeployments of the namespace shop; annotate it there with berth.dev/allow-from=shop (more namespaces: comma-separated; all: *), \
-             or copy it here",
+             or copy it here; where that is done, check name and namespace",
         ]
     );
 }

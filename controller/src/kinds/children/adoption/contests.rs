@@ -72,6 +72,13 @@ impl Contests {
         contests.get(&(kind, key.clone())).is_some_and(|c| !c.is_settled)
     }
 
+    /// Whether the original took the child back of late: what happens to it then is told and slowed here.
+    pub fn is_known(&self, kind: Kind, key: &ObjectKey, now: Timestamp) -> bool {
+        let contests = self.0.lock();
+        let contest = contests.get(&(kind, key.clone()));
+        contest.is_some_and(|c| !c.is_settled || elapsed(c.since, now) <= FORGOTTEN)
+    }
+
     /// Berth adopted the child.
     pub fn settle(&self, kind: Kind, key: &ObjectKey, now: Timestamp) {
         if let Some(contest) = self.0.lock().get_mut(&(kind, key.clone())) {
@@ -127,6 +134,8 @@ mod tests {
         assert!(t.0.is_open(Kind::Service, &key));
         t.settle(50);
         assert!(!t.0.is_open(Kind::Service, &key));
+        assert!(t.0.is_known(Kind::Service, &key, at(3650)));
+        assert!(!t.0.is_known(Kind::Service, &key, at(3651)));
     }
 
     #[test]
