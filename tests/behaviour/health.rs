@@ -127,10 +127,15 @@ async fn xid(f: Fixture) -> anyhow::Result<()> {
 
     // Another agent heard neither, and nothing was cleared.
     f.restart_agent("t4-0").await?;
-    eventually("NVML to be read by another agent", SOON, async || {
-        let nodes = f.controller_json("/nodes").await?;
-        let nvml = &nodes["t4-0"]["agent"]["nvml"];
-        ensure!(nvml == "Ready", "{nvml}");
+    // What the one before could not tell: its reports come in order, health before readings.
+    let before = gpu(&f, "t4-0", 0).await?["memoryFreeBytes"].clone();
+    f.cluster.node("t4-0")?.nvml().change(|state| {
+        state.gpus[0].memory_used_bytes += 1 << 30;
+        Ok(())
+    })?;
+    eventually("a reading of another agent", SOON, async || {
+        let free = &gpu(&f, "t4-0", 0).await?["memoryFreeBytes"];
+        ensure!(*free != before, "{free}");
         Ok(())
     })
     .await?;

@@ -1,11 +1,12 @@
 //! Programs that tests need beside our own (those of the engines' images, compiler and emulator for another architecture): installed where
 //! they are missing and this is possible.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-/// Programs, each with the Debian packages that it takes.
+/// Programs, or files by their whole paths, each with the Debian packages that it takes.
 type Programs = [(&'static str, &'static [&'static str])];
 
 /// What the behaviour tests run.
@@ -22,11 +23,9 @@ const PROGRAMS: &Programs = &[
 
 /// What builds for arm64 elsewhere, and runs it.
 const ARM64: &Programs = &[
-    // The C library is recommended alone.
-    (
-        "aarch64-linux-gnu-gcc",
-        &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
-    ),
+    ("aarch64-linux-gnu-gcc", &["gcc-aarch64-linux-gnu"]),
+    // The compiler's package only recommends it.
+    ("/usr/aarch64-linux-gnu/lib/libc.so.6", &["libc6-dev-arm64-cross"]),
     ("qemu-aarch64", &["qemu-user"]),
 ];
 
@@ -52,6 +51,7 @@ fn install(programs: &Programs) -> anyhow::Result<()> {
         &[&["install", "-qy", "--no-install-recommends"], &missing[..]].concat(),
     ] {
         let status = Command::new("apt-get")
+            .args(["-o", "Acquire::http::Timeout=30", "-o", "DPkg::Lock::Timeout=60"])
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .status()
@@ -69,6 +69,9 @@ fn install(programs: &Programs) -> anyhow::Result<()> {
 
 /// Every one of them knows `--version`, but for dash, which fails on it all the same only after it was found.
 fn is_there(program: &str) -> bool {
+    if program.starts_with('/') {
+        return Path::new(program).exists();
+    }
     let mut command = Command::new(program);
     command
         .arg("--version")

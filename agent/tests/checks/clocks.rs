@@ -86,7 +86,7 @@ async fn throttling_counts_by_its_share_of_ten_minutes() {
         assert!(steps < MOST, "{:#?}", node.heard(|heard| differs(heard, &gpus, want)));
     }
     // Nothing is seen of the next minutes: neither that the clocks are held down nor that they are not.
-    node.clock.turn(Duration::from_secs(240));
+    node.pass(Duration::from_secs(240)).await;
     while !node.heard(|heard| differs(heard, &gpus, |_| HEALTHY).is_empty()) {
         step(&node, |_| IDLE, |_| Duration::ZERO).await;
         steps += 1;

@@ -38,10 +38,10 @@ async fn a_corrupted_inforom_is_found_and_validated_anew_an_hour_later() {
     node.round(|_| (), &gpus, want).await;
     node.round(|state| state.gpus[1].checks.inforom_valid = Some(true), &gpus, want)
         .await;
-    node.clock.turn(Duration::from_secs(1800));
+    node.pass(Duration::from_secs(1800)).await;
     node.round(|_| (), &gpus, want).await;
     node.round(|_| (), &gpus, want).await;
-    node.clock.turn(Duration::from_secs(1801));
+    node.pass(Duration::from_secs(1801)).await;
     node.round(|_| (), &[], |_| HEALTHY).await;
     node.edit(|_| ());
     node.verified(&gpus, |n| want(n).0).await;

@@ -47,7 +47,8 @@ impl Keeper {
         let is_under_way = self.holders.validate();
         // One under way answers whoever asks meanwhile, unless what it finds is told to nobody any more.
         self.owes_validation |= slow && !(is_under_way && self.validation.is_some());
-        let begin = (self.owes_validation && !is_under_way).then(|| self.holders.clone());
+        // Nor where NVML is to be opened anew first: it would have to wait for this.
+        let begin = (self.owes_validation && !is_under_way && !self.outdated).then(|| self.holders.clone());
         let (round, begun) = self
             .read(move |session, clock| {
                 let round = session.checks(clock)?;
@@ -75,6 +76,8 @@ impl Keeper {
     /// Leaves the current thread behind.
     pub(super) fn lose_worker(&mut self, why: NoAnswer) {
         self.retire_watchers();
+        // Perhaps it was the validation that the driver hangs in: the next is for who asks the next time.
+        self.owes_validation = false;
         let worker = self.worker.take();
         let released = self.let_go;
         match why {
