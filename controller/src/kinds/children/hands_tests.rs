@@ -8,7 +8,7 @@ use kube::client::Body;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::kinds::children::adoption::Terms;
+use crate::kinds::children::adoption::{Evidence, Terms};
 
 /// Stores whatever is applied, and remembers what was asked of it.
 struct World {
@@ -145,6 +145,24 @@ async fn a_child_that_keeps_being_deleted_or_stripped_is_made_again_more_and_mor
         assert_eq!(world.asked(), 0, "{what}");
         assert_eq!(world.look(7, "b", seen).await, None, "{what}: an edit is no repair");
         assert_ne!(world.asked(), 0, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_original_that_takes_a_child_back_is_a_contest_and_no_fight() {
+    let world = World::new();
+    let evidence = Evidence {
+        manager: None,
+        last: None,
+        marks_gone: true,
+    };
+    let now = Timestamp::from_second(1_000_000).unwrap();
+    let contests = &world.children.contests;
+    contests.wait(Kind::Deployment, &world.key, &evidence, now);
+    contests.settle(Kind::Deployment, &world.key, now);
+    for second in 0..10 {
+        assert_eq!(world.look(second, "a", None).await, None);
+        world.asked();
     }
 }
 
