@@ -42,27 +42,21 @@ pub(super) struct Signs {
     last: Readings,
     /// Of this round of readings and of the one before: a reset can come in the middle of a round.
     recent: [u8; 2],
-    lost: Option<Lost>,
-}
-
-/// NVML said that the GPU is lost or has to be reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lost {
-    /// It did so in the last round of samples.
-    Still,
-    /// Its last samples could be taken.
-    Sampled,
+    /// NVML said that the GPU is lost or has to be reset.
+    lost: bool,
+    /// It could be sampled, and was not lost since.
+    sampled: bool,
 }
 
 impl Signs {
     /// NVML said that the GPU is lost or has to be reset.
     pub fn on_lost(&mut self) {
-        self.lost = Some(Lost::Still);
+        (self.lost, self.sampled) = (true, false);
     }
 
     /// Its samples could be taken.
     pub fn on_sample(&mut self) {
-        self.lost = self.lost.map(|_| Lost::Sampled);
+        self.sampled = true;
     }
 
     /// What was read last.
@@ -70,10 +64,23 @@ impl Signs {
         self.last
     }
 
-    /// What was read before anything that is known here.
-    pub fn recall(&mut self, before: Readings) -> Option<(Proof, &'static str)> {
-        let since = std::mem::replace(&mut self.last, before);
-        self.on_readings(since)
+    /// Whether it was lost, and not reset since.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// What was read before anything that is known here, and whether the GPU was lost then. What is proven is so of that time alone.
+    pub fn recall(&mut self, before: Readings, lost: bool) -> Option<(Proof, &'static str)> {
+        let mut since = Self {
+            last: before,
+            recent: [0; 2],
+            lost,
+            sampled: self.sampled,
+        };
+        let proven = since.on_readings(self.last);
+        self.last = since.last;
+        self.lost |= since.lost;
+        proven
     }
 
     /// A whole round of readings. What is missing in it stays as it was.
@@ -108,12 +115,12 @@ impl Signs {
         }
         self.recent = [signs, self.recent[0]];
         let mut seen = self.recent[0] | self.recent[1];
-        if self.lost == Some(Lost::Sampled) {
+        if self.lost && self.sampled {
             seen |= CAME_BACK;
         }
         if asks_nothing && seen.count_ones() >= 2 {
             self.recent = [0; 2];
-            self.lost = None;
+            self.lost = false;
             return Some((Proof::Reset, "the GPU was reset"));
         }
         (new.recovery_action == Some(0)).then_some((Proof::NothingAsked, "the driver asks for nothing any more"))

@@ -10,6 +10,7 @@ use super::super::Reason;
 use super::super::clearing::{Proof, Readings};
 use super::super::fault::Fault;
 use super::super::xid::Effect;
+use super::record::Record;
 use super::{Tracker, Watched};
 
 /// What one tracker hands to the next. Empty as long as no event is held against a GPU.
@@ -32,6 +33,9 @@ pub struct Remembered {
     /// By the slice's UUID.
     slices: BTreeMap<String, Held>,
     readings: Readings,
+    /// An older agent did not tell.
+    #[serde(default)]
+    lost: bool,
     went: bool,
 }
 
@@ -108,21 +112,24 @@ impl Watched {
             held,
             slices,
             readings: self.signs.readings(),
+            lost: self.signs.is_lost(),
             went: self.went,
         })
     }
 
     fn recall(&mut self, remembered: Remembered) {
-        self.went |= remembered.went;
+        // It may have come back or been reset in between. That ends nothing that came up since.
+        let proven = if remembered.went && self.listed {
+            Some((Proof::Rebound, "the GPU was reset"))
+        } else {
+            self.went |= remembered.went;
+            self.signs.recall(remembered.readings, remembered.lost)
+        };
         if let Some(held) = remembered.held {
-            self.record.hold(held.into());
+            self.record.follow(Record::before(held.into(), proven));
         }
         for (uuid, held) in remembered.slices {
-            self.slices.hold_again(&uuid, held.into());
-        }
-        // It may have been reset in between.
-        if let Some((proof, by)) = self.signs.recall(remembered.readings) {
-            self.prove(proof, by);
+            self.slices.follow(&uuid, Record::before(held.into(), proven));
         }
     }
 }

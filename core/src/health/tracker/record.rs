@@ -32,6 +32,31 @@ struct Standing {
 }
 
 impl Record {
+    /// What was held before, and what was proven since then.
+    pub fn before(fault: Fault, proven: Option<(Proof, &str)>) -> Self {
+        let mut record = Self::default();
+        record.hold(fault);
+        if let Some((proof, by)) = proven {
+            record.end(proof, by);
+        }
+        record
+    }
+
+    /// Goes on from what was held before anything that is held here: the older is the first of the worst.
+    pub fn follow(&mut self, before: Self) {
+        if let Some(first) = before.fault {
+            let since = self.fault.take();
+            self.hold(first);
+            if let Some(since) = since {
+                self.hold(since);
+            }
+        } else if self.fault.is_none() {
+            self.cleared_by = self.cleared_by.take().or(before.cleared_by);
+        }
+        let is_ill = self.held().is_some_and(Fault::is_unhealthy);
+        self.recovering |= before.recovering && !is_ill;
+    }
+
     /// Keeps the first of the worst faults: what follows a fault is mostly its consequence. What the kernel log's words say of an XID
     /// takes the place of what NVML's bare number was taken for.
     pub fn hold(&mut self, fault: Fault) {

@@ -58,10 +58,10 @@ impl Slices {
         slices.filter_map(|(uuid, slice)| Some((&**uuid, slice.record.fault()?)))
     }
 
-    /// Holds what was held against a slice before. One that is gone took it along.
-    pub fn hold_again(&mut self, uuid: &str, fault: Fault) {
+    /// What was held against a slice before anything that is held here. One that is gone took it along.
+    pub fn follow(&mut self, uuid: &str, before: Record) {
         if let Some(slice) = self.0.get_mut(uuid) {
-            slice.record.hold(fault);
+            slice.record.follow(before);
         }
     }
 

@@ -94,3 +94,115 @@ fn a_finding_is_not_remembered() {
     before.on_checks(checks(0, |c| c.inforom_valid = Some(false)), s(1));
     assert_eq!(before.memory(), Memory::default());
 }
+
+fn counts(replays: u64, link_errors: u64) -> Vec<GpuChecks> {
+    checks(0, |c| {
+        (c.pcie_replays, c.nvlink_crc_errors) = (Some(replays), Some(link_errors));
+    })
+}
+
+#[test]
+fn what_was_held_before_is_the_first_of_the_worst() {
+    let mut before = ready();
+    before.on_event(&event(79, 0, ""), s(1));
+    let mut tracker = ready();
+    tracker.on_checks(counts(4, 9), s(2));
+    tracker.on_lost("GPU-0", "GPU_IS_LOST");
+    assert_eq!(is(&tracker, "GPU-0", 2).1, "GpuLost");
+    tracker.remember(before.memory());
+    assert_eq!(is(&tracker, "GPU-0", 3).1, "FallenOffBus");
+    tracker.on_checks(counts(0, 0), s(4));
+    assert_eq!(
+        is(&tracker, "GPU-0", 4),
+        (GpuState::Unhealthy, "FallenOffBus".into()),
+        "a reset is not enough for it"
+    );
+
+    // What is worse now is held all the same.
+    let mut before = ready();
+    before.on_event(&event(999, 0, ""), s(1));
+    let mut tracker = ready();
+    tracker.on_event(&event(48, 0, ""), s(2));
+    tracker.remember(before.memory());
+    assert_eq!(is(&tracker, "GPU-0", 3), (GpuState::Unhealthy, "DoubleBitError".into()));
+}
+
+#[test]
+fn what_ended_in_between_ends_nothing_that_came_up_since() {
+    let double_bit = (GpuState::Unhealthy, "DoubleBitError".into());
+    // Reset, as its counters tell, and ill again before the word of what was.
+    let mut before = ready();
+    before.on_checks(counts(4, 9), s(1));
+    before.on_event(&event(95, 0, ""), s(2));
+    let mut tracker = ready();
+    tracker.on_checks(counts(0, 0), s(3));
+    tracker.on_event(&event(48, 0, ""), s(4));
+    tracker.remember(before.memory());
+    assert_eq!(is(&tracker, "GPU-0", 5), double_bit);
+    tracker.on_checks(counts(0, 0), s(6));
+    assert_eq!(is(&tracker, "GPU-0", 6), double_bit);
+
+    // A finding is of now.
+    let mut tracker = ready();
+    tracker.on_checks(counts(0, 0), s(3));
+    let ill = |c: &mut GpuChecks| c.inforom_valid = Some(false);
+    tracker.on_checks(checks(0, ill), s(4));
+    let found = is(&tracker, "GPU-0", 4);
+    assert_ne!(found.0, GpuState::Healthy);
+    tracker.remember(before.memory());
+    assert!(
+        tracker.gpus["GPU-0"].checked.is_some(),
+        "what was found since is still there"
+    );
+
+    // Missing then, listed now.
+    let mut before = ready();
+    before.on_inventory(&facts(NvmlState::Ready, &[1]));
+    let mut tracker = ready();
+    tracker.on_event(&event(48, 0, ""), s(4));
+    tracker.remember(before.memory());
+    assert_eq!(is(&tracker, "GPU-0", 5), double_bit);
+
+    // The same of a slice.
+    let mut before = Tracker::new();
+    before.on_inventory(&sliced(&SLICES));
+    before.on_checks(counts(4, 9), s(1));
+    before.on_event(&of_instance(110, 1, Some(0)), s(2));
+    let mut tracker = Tracker::new();
+    tracker.on_inventory(&sliced(&SLICES));
+    tracker.on_checks(counts(0, 0), s(3));
+    tracker.on_event(&of_instance(110, 2, Some(0)), s(4));
+    tracker.remember(before.memory());
+    let states = ["MIG-a", "MIG-b"].map(|uuid| is(&tracker, uuid, 5).0);
+    assert_eq!(states, [GpuState::Verifying, GpuState::Unhealthy]);
+}
+
+#[test]
+fn a_gpu_that_was_lost_before_and_answers_now_is_one_sign_of_two() {
+    let sample = GpuSample {
+        uuid: "GPU-0".into(),
+        ..GpuSample::default()
+    };
+    let mut before = ready();
+    before.on_checks(counts(4, 9), s(1));
+    before.on_lost("GPU-0", "GPU_IS_LOST");
+    for (what, after, state) in [
+        (
+            "back, with a counter that began anew",
+            counts(0, 9),
+            GpuState::Verifying,
+        ),
+        ("back, and nothing else", counts(4, 9), GpuState::Unhealthy),
+    ] {
+        let mut tracker = next(&before, &facts(NvmlState::Ready, &[0, 1]));
+        assert_eq!(tracker.memory(), before.memory(), "{what}: handed on");
+        tracker.on_samples([&sample], s(2));
+        tracker.on_checks(after.clone(), s(3));
+        assert_eq!(is(&tracker, "GPU-0", 3).0, state, "{what}");
+        let mut tracker = ready();
+        tracker.on_samples([&sample], s(2));
+        tracker.on_checks(after, s(3));
+        tracker.remember(before.memory());
+        assert_eq!(is(&tracker, "GPU-0", 3).0, state, "{what}: told late");
+    }
+}
