@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ pub struct Settings {
     pub token: PathBuf,
 }
 
-/// Longest try to connect, TLS and the first answer included.
+/// Longest try to connect, TLS and the first answer included; the welcome may take as long again.
 const CONNECT: Duration = Duration::from_secs(10);
 /// A peer that is gone without a word is noticed after both together.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -223,6 +224,7 @@ impl Link {
         let mut look = interval(TOKEN_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut unsent, mut renewal) = (true, None);
+        let mut patience = pin!(sleep(CONNECT));
         loop {
             tokio::select! {
                 // Orders are heard while there is no room to speak. Room first, then the message: it is made of the newest.
@@ -247,6 +249,10 @@ impl Link {
                     Ok(None) => return Err(NoSession::Ended("it hung up".into())),
                     Err(status) => return Err(ended(&status)),
                 },
+                // One that answers the call and then says nothing would have this node stay silent for ever.
+                () = &mut patience, if greeted.is_none() => {
+                    return Err(cannot(format!("no welcome within {} s", CONNECT.as_secs())));
+                }
                 // The picture outlives every session.
                 _ = changes.changed() => unsent = true,
                 _ = look.tick() => {

@@ -100,3 +100,16 @@ async fn a_fault_outlives_agent_and_probe_until_what_it_needs_is_proven() {
     reports = Reports(controller.session().await);
     assert_eq!(reports.first().await, vec![(Healthy, String::new()); 3]);
 }
+
+#[tokio::test]
+async fn a_controller_that_does_not_welcome_is_asked_again() {
+    let mut controller = Controller::that_does_not_welcome(1).await;
+    let node = Node::new();
+    node.identity(&controller, "token");
+    node.gpus(3);
+    let _running = pod(&node, &controller);
+    let mut unwelcome = controller.session().await;
+    let mut reports = Reports(controller.session().await);
+    reports.until([Healthy; 3]).await;
+    assert!(unwelcome.heard.recv().await.is_none(), "nothing before the welcome");
+}

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use berth_proto::v1::agent_link_server::{AgentLink, AgentLinkServer};
@@ -86,6 +88,8 @@ struct Service {
     sessions: mpsc::Sender<Session>,
     /// What the node's agent left for the next one.
     memory: Arc<Mutex<Vec<u8>>>,
+    /// Sessions that it answers and does not welcome, from the first on.
+    unwelcome: AtomicU32,
 }
 
 #[tonic::async_trait]
@@ -111,11 +115,17 @@ impl AgentLink for Service {
             token_expires_in_ms: 0,
             memory: self.memory.lock().unwrap().clone(),
         };
-        say.send(Ok(ControllerMessage {
-            body: Some(Down::Welcome(welcome)),
-        }))
-        .await
-        .unwrap();
+        let is_welcome = self
+            .unwelcome
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+            .is_err();
+        if is_welcome {
+            say.send(Ok(ControllerMessage {
+                body: Some(Down::Welcome(welcome)),
+            }))
+            .await
+            .unwrap();
+        }
         let _ = self.sessions.send(Session { token, heard, say }).await;
         let memory = Arc::clone(&self.memory);
         tokio::spawn(async move {
@@ -140,6 +150,11 @@ pub struct Controller {
 
 impl Controller {
     pub async fn start() -> Self {
+        Self::that_does_not_welcome(0).await
+    }
+
+    /// One that answers the first sessions and says nothing.
+    pub async fn that_does_not_welcome(unwelcome: u32) -> Self {
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -154,6 +169,7 @@ impl Controller {
         let service = Service {
             sessions: send,
             memory: Arc::default(),
+            unwelcome: unwelcome.into(),
         };
         tokio::spawn(
             Server::builder()
