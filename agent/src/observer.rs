@@ -141,10 +141,11 @@ impl Observer {
         let began = self.picture.now();
         // What could not be read says nothing: least of all that it is gone.
         let found = sysfs::scan(root)?;
-        let pci = sysfs::pci::readings(root, &found.pci, nvswitches);
+        // Before what may wait for a sick GPU: what was held against it is not held until its binding is known.
         let bindings = sysfs::bindings(root, &found.pci);
-        self.metrics.scanned(cause);
         self.picture.update(|state, _, _| state.handover.on_bindings(bindings));
+        let pci = sysfs::pci::readings(root, &found.pci, nvswitches);
+        self.metrics.scanned(cause);
         self.on_scan(found, &pci, cause, began);
         Ok(())
     }

@@ -164,3 +164,53 @@ async fn a_card_that_was_torn_out_is_missing_once_nvml_was_asked() {
         [healthy(), (GpuState::Unhealthy, "GpuMissing".into())]
     );
 }
+
+#[tokio::test]
+async fn what_was_held_before_does_not_wait_for_a_gpu_that_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let function = dir.path().join("bus/pci/devices").join(address(0));
+    std::fs::create_dir_all(&function).unwrap();
+    for (file, content) in [("vendor", "0x10de"), ("device", "0x2330"), ("class", "0x030200")] {
+        std::fs::write(function.join(file), content).unwrap();
+    }
+    std::os::unix::fs::symlink("../../drivers/nvidia", function.join("driver")).unwrap();
+    let before = observer();
+    before.scan(dir.path(), 0, Cause::Start).unwrap();
+    before.list(1);
+    before.on_event(GpuEvent {
+        kind: GpuEventKind::Xid(48),
+        uuid: Some("GPU-0".into()),
+        pci_address: None,
+        age: Duration::ZERO,
+        source: "nvml".into(),
+        detail: String::new(),
+        instance: None,
+    });
+    let sealed = before.picture.read(|state| state.handover.sealed().to_vec());
+
+    // A file that is opened and not answered.
+    let silent = function.join("aer_dev_correctable");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &silent,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    let after = observer();
+    let scanner = after.clone();
+    let root = dir.path().to_owned();
+    let scan = std::thread::spawn(move || scanner.scan(&root, 0, Cause::Start));
+    after.picture.update(|state, _, _| state.handover.on_welcome(sealed));
+    after.list(1);
+    let held = [(GpuState::Unhealthy, "DoubleBitError".to_owned())];
+    let start = std::time::Instant::now();
+    while after.verdicts() != held {
+        assert!(start.elapsed() < SCAN, "{:?}", after.verdicts());
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!scan.is_finished(), "it still waits");
+    std::fs::write(&silent, "").unwrap();
+    scan.join().unwrap().unwrap();
+}
