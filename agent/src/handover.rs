@@ -39,9 +39,12 @@ pub struct Handover {
     is_welcome: bool,
     /// What it had, as long as sysfs was not read.
     received: Option<Sealed>,
-    /// What is sealed.
+    /// What is sealed, and the bindings of its GPUs.
     memory: Memory,
+    sealed_bindings: Bindings,
     sealed: Vec<u8>,
+    /// The controller has what was received, which may hold no longer.
+    is_stale: bool,
 }
 
 impl Handover {
@@ -88,6 +91,7 @@ impl Handover {
         } = self.received.take()?;
         // Until it is sealed anew, as it holds now.
         (self.memory, self.sealed) = (Memory::default(), Vec::new());
+        self.is_stale = true;
         memory.gpus.retain(|gpu| {
             let still_holds = binding(gpu, &then) == binding(gpu, now);
             if still_holds {
@@ -105,24 +109,26 @@ impl Handover {
 
     /// Seals what is held now. Whether that is news for the controller.
     pub fn keep(&mut self, memory: Memory) -> bool {
-        let Some(boot) = self
-            .boot
-            .as_ref()
-            .filter(|_| self.received.is_none() && memory != self.memory)
-        else {
+        let Some(boot) = self.boot.as_ref().filter(|_| self.received.is_none()) else {
             return false;
         };
+        let of_memory = |address: &String| memory.gpus.iter().any(|gpu| gpu.pci_address.as_ref() == Some(address));
+        let now = self.bindings.iter().flatten();
+        let bindings: Bindings = now
+            .filter(|(address, _)| of_memory(address))
+            .map(|(address, id)| (address.clone(), *id))
+            .collect();
+        let is_stale = std::mem::take(&mut self.is_stale);
+        if !is_stale && memory == self.memory && bindings == self.sealed_bindings {
+            return false;
+        }
         self.memory = memory.clone();
+        self.sealed_bindings.clone_from(&bindings);
         self.sealed = Vec::new();
         if memory != Memory::default() {
-            let now = self.bindings.iter().flatten();
-            let of_memory = |address: &String| memory.gpus.iter().any(|gpu| gpu.pci_address.as_ref() == Some(address));
             let sealed = Sealed {
                 boot: boot.clone(),
-                bindings: now
-                    .filter(|(address, _)| of_memory(address))
-                    .map(|(address, id)| (address.clone(), *id))
-                    .collect(),
+                bindings,
                 memory,
             };
             match serde_json::to_vec(&sealed) {
@@ -202,7 +208,13 @@ mod tests {
             let taken = after.take_over().unwrap_or_default();
             assert_eq!(taken == held(), holds, "{what}");
             assert_eq!(after.take_over(), None, "once");
-            assert_eq!(after.keep(taken), holds, "{what}");
+            // What is of another boot is never sealed again: the first report is without.
+            assert_eq!(
+                after.keep(taken.clone()),
+                boot == "a",
+                "{what}: the controller has what was"
+            );
+            assert!(!after.keep(taken), "{what}: told once");
             assert_eq!(after.sealed().is_empty(), !holds, "{what}: handed on");
         }
     }
@@ -223,6 +235,20 @@ mod tests {
         assert_eq!(after.sealed(), b"");
         after.on_welcome(before.sealed().to_vec());
         assert_eq!(after.take_over(), None);
+    }
+
+    #[test]
+    fn a_binding_that_is_seen_after_the_fault_is_handed_on_with_it() {
+        let mut before = Handover::of_boot(Some("a".into()));
+        assert!(before.keep(held()));
+        let with = |other: u64| [(AT.to_owned(), 7), ("0000:11:00.0".to_owned(), other)].into();
+        before.on_bindings(with(1));
+        assert!(before.keep(held()), "news");
+        before.on_bindings(with(2));
+        assert!(!before.keep(held()), "of a GPU that nothing is held against");
+        let mut after = of("a", Some(7));
+        after.on_welcome(before.sealed().to_vec());
+        assert_eq!(after.take_over(), Some(held()));
     }
 
     #[test]
