@@ -12,7 +12,7 @@ use berth_tests::{Fixture, Suite, eventually};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
@@ -34,10 +34,6 @@ fn main() -> ExitCode {
         .trial(
             "a program that deletes a child or takes its mark away is not fought for ever",
             |c| keeps_vanishing(Fixture::new(c)),
-        )
-        .trial(
-            "who waits for a node is not written to as the pods of others come and go",
-            |c| waits_quietly(Fixture::new(c)),
         )
         .trial(
             "notes of a program with the original's field manager are no contest",
@@ -302,75 +298,6 @@ async fn keeps_vanishing(f: Fixture) -> anyhow::Result<()> {
         ensure!(service.annotations().contains_key(names::APPLIED));
     }
     f.delete_namespace(&ns).await
-}
-
-async fn waits_quietly(f: Fixture) -> anyhow::Result<()> {
-    let ns = f.namespace("quiet").await?;
-    f.add_node(
-        "quiet-0",
-        json!({"example.com/zone": "quiet"}),
-        json!({"nvidia.com/gpu": "4"}),
-    )
-    .await?;
-    let pods = Api::<Pod>::namespaced(f.client(), &ns);
-    let run = async |name: &str| {
-        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": "quiet-0", "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": "x", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}});
-        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
-            .await?;
-        anyhow::Ok(())
-    };
-    run("first").await?;
-    let wants =
-        json!({"accelerator": {"interface": "CUDA", "count": 4}, "nodeSelector": {"example.com/zone": "quiet"}});
-    f.apply_vllm(&ns, "waits", wants).await?;
-    // A new node is not ready at once.
-    let told = eventually("the node and what is wanted", SOON, async || {
-        let told = f.expect_condition(&ns, "waits", "Placed", ("False", "NoFit")).await?;
-        ensure!(told.contains("quiet-0") && told.contains("4 nvidia.com/gpu"), "{told}");
-        Ok(told)
-    })
-    .await?;
-    let list = pods
-        .list(&ListParams::default().labels("mlcontroller.premlabs.io/ai-deployment=waits"))
-        .await?;
-    let waiting = list.items.first().context("no pod waits")?.name_any();
-    let writes = async || {
-        let all = f.controller_writes("aideployments").await?;
-        anyhow::Ok(all.iter().filter(|w| w.contains(&format!("/{ns}/"))).count())
-    };
-    let before = writes().await?;
-    for (others, free) in [(2, "2"), (3, "1"), (4, "0"), (1, "3"), (3, "1")] {
-        for n in 2..=4 {
-            let (name, wanted) = (format!("other-{n}"), n <= others);
-            match (pods.get_opt(&name).await?.is_some(), wanted) {
-                (false, true) => run(&name).await?,
-                (true, false) => drop(pods.delete(&name, &DeleteParams::default()).await?),
-                (true, true) | (false, false) => {}
-            }
-        }
-        eventually(&format!("placement sees {free} free GPUs"), SOON, async || {
-            let decision = f.controller_json(&format!("/explain/{ns}/{waiting}")).await?;
-            let miss = decision["decision"]["rejected"][0]["miss"].as_str().unwrap_or_default();
-            ensure!(miss.starts_with(&format!("has {free} of 4")), "{decision}");
-            Ok(())
-        })
-        .await?;
-    }
-    let again = f.expect_condition(&ns, "waits", "Placed", ("False", "NoFit")).await?;
-    let after = writes().await?;
-    ensure!(
-        told == again && before == after,
-        "{before} writes, then {after}: {told} ~ {again}"
-    );
-    for name in ["first", "other-2", "other-3"] {
-        pods.delete(name, &DeleteParams::default()).await?;
-    }
-    f.expect_condition(&ns, "waits", "Placed", ("True", "AllPlaced"))
-        .await?;
-    f.delete_namespace(&ns).await?;
-    f.kubectl(&["delete", "node", "quiet-0"]).await?;
-    Ok(())
 }
 
 async fn notes_of_manager(f: Fixture) -> anyhow::Result<()> {
