@@ -486,7 +486,11 @@ async fn a_hang_is_noticed_bounded_and_survived() {
 
     // The driver lets go: the threads come back, and so does NVML.
     node.edit(|s| s.faults.clear());
-    assert_eq!(node.until(NvmlState::Ready).await.stuck_calls, 0);
+    // NVML is there with the first of them; the other may be a moment later.
+    let start = Instant::now();
+    while node.until(NvmlState::Ready).await.stuck_calls > 0 {
+        assert!(start.elapsed() < PATIENCE, "a call is still stuck");
+    }
     assert_eq!(node.sample().await.gpus.len(), 8);
     // A thread that has come back ends by itself, a moment after it said so.
     let start = Instant::now();
